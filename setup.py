@@ -19,6 +19,7 @@ CORE = [
     "dm-haiku>=0.0.17",
     "etils[epath]>=1.12",
     "grain>=0.2.16",
+    "huggingface-hub>=1.0",  # which tokenizers needs too
     "importlib_resources>=6.4",  # tensorflow-datasets imports it without declaring it
     "jax>=0.10.2",
     "jaxlib>=0.10.2",
@@ -164,7 +165,9 @@ setup(
         "console_scripts": [
             *(
                 f"flamingo-{name} = flamingo_jax.console:{name}"
-                for name in "train finetune evaluate generate convert plan cards playground".split()
+                for name in (
+                    "train finetune evaluate generate convert plan serve cards playground".split()
+                )
             ),
             "flamingo-data = flamingo_jax.console:data",
         ]

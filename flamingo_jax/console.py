@@ -40,6 +40,11 @@ def plan() -> None:
     _run("flamingo_jax.plan")
 
 
+def serve() -> None:
+    """Runs flamingo_jax.serve."""
+    _run("flamingo_jax.serve")
+
+
 def cards() -> None:
     """Runs flamingo_jax.cards."""
     _run("flamingo_jax.cards")

@@ -5,9 +5,10 @@ r"""Converts a publisher's weights to an export, which evaluate, generate, train
         --vision=DIR --output=DIR [--dtype=bfloat16] [--dry_run]
     python -m flamingo_jax.convert --source=open_flamingo --back --input=DIR --output=checkpoint.pt
 
-The input is local: a file (*.safetensors, *.pt, *.bin), model.safetensors.index.json, or a model's
-directory. The output may be on gs://. No code in a file is run. Memory is needed for the largest
-weight only. --dry_run prints what becomes what, and writes nothing.
+The inputs are files (*.safetensors, *.pt, *.bin, model.safetensors.index.json), directories of a
+model, or names of the Hugging Face Hub, org/name[@revision][:file] (checkpoint/hub.py). The output
+may be on gs://. No code in a file is run. Memory is needed for the largest weight only. --dry_run
+prints what becomes what, and writes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flamingo_jax.core.paths import Path, PathError
 from flamingo_jax.core.processes import Cluster
 
 _SOURCE = flags.DEFINE_enum("source", None, list(publishers.SOURCES), "Who published the weights.")
-_INPUT = flags.DEFINE_string("input", None, "The file of weights, or the model's directory.")
+_INPUT = flags.DEFINE_string("input", None, "File, directory or org/name[@revision].")
 _OUTPUT = flags.DEFINE_string("output", None, "The export; an export that is there is replaced.")
 _LM = flags.DEFINE_string("lm", None, "open_flamingo: directory of its language model.")
 _VISION = flags.DEFINE_string("vision", None, "open_flamingo: vision encoder, file or directory.")

@@ -31,6 +31,7 @@ FLOORS = {
     "conversion": 5,
     "planning": 5,
     "playground": 5,
+    "serving": 5,
     PROGRAMS: 6,
 }
 # Packages of one floor that must not import each other. models may import the type of its input.
@@ -66,7 +67,9 @@ EDGES = {
     "torch": ("conversion",),
     "safetensors": ("conversion",),
     "transformers": ("conversion",),
+    "starlette": ("serving",),
     "tensorflow": (),
+    "uvicorn": ("serving",),
     "absl.app": (PROGRAMS, "data_pipelines"),
     "absl.flags": (PROGRAMS, "data_pipelines"),
     "apache_beam": ("data_pipelines",),

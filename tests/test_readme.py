@@ -36,7 +36,7 @@ DOCUMENTS = sorted(
 PACKAGE = ROOT / "flamingo_jax" / "README.md"
 PROGRAMS = (
     *(f"flamingo_jax.{name}" for name in ("train", "finetune", "evaluate")),
-    *(f"flamingo_jax.{name}" for name in ("generate", "convert", "plan")),
+    *(f"flamingo_jax.{name}" for name in ("generate", "convert", "plan", "serve")),
     "flamingo_jax.cards.__main__",
     "flamingo_jax.playground.__main__",
     "data_pipelines.run",
@@ -347,7 +347,7 @@ def test_python_block_names_what_exists():
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names)
     methods = set(re.findall(r"model\.(\w+)\(", block))
-    assert methods == {"generate", "score"}
+    assert methods == {"generate", "score", "stream"}
     flamingo = importlib.import_module("flamingo_jax.inference.model").Flamingo
     assert all(hasattr(flamingo, method) for method in methods)
 

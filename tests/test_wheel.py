@@ -13,7 +13,7 @@ import pytest
 from tests.training.small import make_world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = tuple("train finetune evaluate generate convert plan cards playground data".split())
+COMMANDS = "train finetune evaluate generate convert plan serve cards playground data".split()
 
 
 def run(*arguments: object, cwd: pathlib.Path) -> subprocess.CompletedProcess:

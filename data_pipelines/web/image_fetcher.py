@@ -287,6 +287,16 @@ class ImageFetcher:
         return rules
 
 
+@functools.cache
+def _fetcher() -> ImageFetcher:
+    return ImageFetcher()
+
+
+def fetch(url: str) -> bytes | Reject:
+    """Returns what one `ImageFetcher` of the process does: `flamingo_jax.serve` can call it."""
+    return _fetcher()(url)
+
+
 class _Refused(Exception):
     def __init__(self, reason: str, message: str):
         super().__init__(message)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from flamingo_jax.checkpoint import arrays, content_hash, manifest, store
+from flamingo_jax.checkpoint import arrays, content_hash, fetched, manifest, store
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.card import (
     CARD,
@@ -236,9 +236,9 @@ def open_checkpoint(
     """Opens a model for use.
 
     Args:
-        path: an export; or WORKDIR/checkpoints/STEP; or a run's WORKDIR, for its newest step, or
-            its export if there is no step. Of a step only the weights are read, not the optimizer
-            state, and the frozen towers are read from the paths in the run's config.
+        path: an export or its name (`checkpoint.hub`), WORKDIR/checkpoints/STEP, or a WORKDIR,
+            for the newest step, or its export without a step. Of a step only the weights are read,
+            not the optimizer state, and the frozen towers from the paths in the run's config.
         towers: {"lm": PATH} for towers that have moved since; None entries are ignored. They must
             be the same towers.
         tokenizer: where the tokenizer of a run's step is, if it has moved.
@@ -254,7 +254,7 @@ def open_checkpoint(
     """
     reading = _Reading(placement, change)
     moved = {name: tower for name, tower in (towers or {}).items() if tower is not None}
-    location = Path(path)
+    location = fetched.local(path)
     if (location / CARD).exists():
         return _open_export(location, moved, tokenizer, reading)
     if there := store.steps(location):

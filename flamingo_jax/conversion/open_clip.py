@@ -18,6 +18,7 @@ from typing import Any, cast, get_args
 
 from flamingo_jax.conversion.clip import features_of
 from flamingo_jax.conversion.clip_text import both, text_config, text_rules, towers_of
+from flamingo_jax.conversion.files import model_files
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip, with_prefixes
 from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_object
@@ -41,12 +42,7 @@ NAMES = Names(
     down="mlp.c_proj",
     final_norm="ln_post",
 )
-CONFIG = "open_clip_config.json"
-FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
+CONFIG, FILES = model_files.OPEN_CLIP_CONFIG, model_files.OPEN_CLIP_FILES
 _NUMBERS = Skip(
     "input_resolution|context_length|vocab_size", "sizes that OpenAI's files contain: no weights"
 )

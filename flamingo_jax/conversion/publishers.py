@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 
 from flamingo_jax.checkpoint.arrays import few, first_line
+from flamingo_jax.conversion.files import by_name
 from flamingo_jax.conversion.mapping import Conversion
 from flamingo_jax.conversion.reading import ConversionError, passed_over
 from flamingo_jax.core.paths import Path, PathError
@@ -36,7 +37,8 @@ class Inputs:
     """The inputs from the command line.
 
     Attributes:
-        input: the file or the directory that is converted.
+        input: the file or the directory that is converted, or the name of a repository
+            (`checkpoint.hub`); so are the next two.
         lm: directory of the language model, if it is not part of `input` (open_flamingo).
         vision: file or directory of the vision encoder, likewise.
         options: further options by name; see the module of the source.
@@ -56,15 +58,25 @@ class Inputs:
 def describe(source: str, inputs: Inputs) -> Conversion:
     """Returns the conversion of a publisher's files; reads names and shapes of weights, no data.
 
+    Files that an input names by org/name are fetched first.
+
     Raises:
         ConversionError: if there is no such source, the files are of another kind, or a config has
             a value that cannot be.
+        HubError: if an input is the name of a repository whose files cannot be fetched.
     """
     if source not in SOURCES:
         raise ConversionError(
             f"There is no source {source!r}; expected one of {', '.join(SOURCES)}."
         )
     module = importlib.import_module(f"flamingo_jax.conversion.{SOURCES[source]}")
+    first = getattr(module, "FILES", ())
+    inputs = dataclasses.replace(
+        inputs,
+        input=by_name.local(inputs.input, first),
+        lm=inputs.lm and by_name.local(inputs.lm),
+        vision=inputs.vision and by_name.local(inputs.vision),
+    )
     try:
         conversion = module.conversion(inputs)
     except (ConversionError, PathError):
@@ -75,7 +87,6 @@ def describe(source: str, inputs: Inputs) -> Conversion:
             f"--source={source} has: {first_line(error)}. Compare it with the publisher's."
         ) from error
     notes = list(conversion.tokenizer.notes) if conversion.tokenizer else []
-    first = getattr(module, "FILES", ())
     if inputs.input.is_dir() and (names := passed_over(inputs.input, first=first)):
         notes.append(f"{len(names)} files next to the model are not read: {few(names)}.")
     return dataclasses.replace(conversion, notes=(*conversion.notes, *notes))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,24 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flamingo_jax.checkpoint.arrays import CheckpointError, few, first_line
+from flamingo_jax.checkpoint.arrays import few, first_line
 from flamingo_jax.conversion import git_lfs
+from flamingo_jax.conversion.files.model_files import (
+    TORCH,
+    ConversionError,
+    files_of_model,
+    weights_among,
+)
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path, PathLike
 
-TORCH = (".pt", ".pth", ".bin", ".ckpt")
-_CANONICAL = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_ADAPTER = re.compile(r"\Aadapter_|lora", re.IGNORECASE)
-# files next to a model that are no model: the state of its training, the same in other names
-_OTHERS = re.compile(
-    r"\..*|(training_args|optimizer|scheduler|scaler|rng_state|random_states|consolidated).*"
-)
-_SHARD = re.compile(r"\A(.+)-(\d+)-of-(\d+)\.[^.]+")
 _NESTED = ("model_state_dict", "state_dict", "model")
 _SAFETENSORS_DTYPES = {
     "BF16": jnp.bfloat16,
@@ -53,10 +45,6 @@ _SAFETENSORS_DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
-
-
-class ConversionError(CheckpointError):
-    """Files cannot be converted. The message names them, what was expected, and what to do."""
 
 
 @runtime_checkable
@@ -255,71 +243,26 @@ def passed_over(path: PathLike, *, first: Sequence[str] = ()) -> list[str]:
     directory = place if place.is_dir() else place.parent
     read = list(_model_files(place, first)) if place.is_dir() else [place]
     if read[0].name.endswith(".index.json"):
-        read = [directory / name for name in set(_weight_map(read[0]).values())]
-    return sorted({file.name for file in _files_of_weights(directory)} - {f.name for f in read})
+        read = [directory / name for name in files_of_index(read[0])]
+    return sorted(set(_files_of_weights(directory)) - {file.name for file in read})
 
 
-def _files_of_weights(directory: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(directory.iterdir())
-        if file.suffix in (".safetensors", *TORCH) and not file.name.startswith("._")
-    ]
+def _files_of_weights(directory: Path) -> list[str]:
+    return weights_among([file.name for file in directory.iterdir()])
 
 
 def _model_files(directory: Path, first: Sequence[str]) -> tuple[Path, ...]:
-    """Returns the file of weights in a directory, or its index, or its shards without an index."""
-    for name in (*first, *_CANONICAL):
-        if (directory / name).exists():
-            return (directory / name,)
-    files = _files_of_weights(directory)
-    adapters = [file for file in files if _ADAPTER.search(file.name)]
-    others = [file for file in files if _OTHERS.fullmatch(file.name)]
-    models = [file for file in files if file not in adapters and file not in others]
-    for suffixes in ((".safetensors",), TORCH):
-        groups: dict[tuple[str, ...], list[Path]] = {}
-        for file in models:
-            if file.suffix in suffixes:
-                shard = _SHARD.fullmatch(file.name)
-                key: tuple[str, ...] = (file.name,)
-                if shard:
-                    key = (shard[1], shard[3], file.suffix)
-                groups.setdefault(key, []).append(file)
-        if len(groups) > 1:
-            found = [file.name for group in groups.values() for file in group]
-            raise ConversionError(
-                f"{directory} holds {len(found)} files of weights and no index: {few(found)}. Give "
-                "one of them, or put model.safetensors.index.json or pytorch_model.bin.index.json "
-                "next to them."
-            )
-        for key, group in groups.items():  # at most one
-            return _all_shards(directory, key, group)
-    if adapters:
-        raise ConversionError(
-            f"{directory} holds an adapter, {few([file.name for file in adapters])}, and not the "
-            "model that it changes. Merge them first (peft: merge_and_unload, save_pretrained)."
-        )
-    if len(others) == 1:
-        return (others[0],)
-    there = [file.name for file in sorted(directory.iterdir())]
-    raise ConversionError(
-        f"{directory} holds no weights: {few(there)}; expected *.safetensors or "
-        f"*{', *'.join(TORCH)}."
-    )
+    names = [file.name for file in directory.iterdir()]
+    return tuple(directory / name for name in files_of_model(names, first, where=str(directory)))
 
 
-def _all_shards(directory: Path, key: tuple[str, ...], group: list[Path]) -> tuple[Path, ...]:
-    """Returns the files of one model, of which none may be missing."""
-    if len(key) > 1:
-        there = {int(found[2]) for file in group if (found := _SHARD.fullmatch(file.name))}
-        missing = sorted(set(range(1, int(key[1]) + 1)) - there)
-        if missing:
-            raise ConversionError(
-                f"{len(missing)} of {int(key[1])} shards {key[0]}-N-of-{key[1]}{key[2]} in "
-                f"{directory} are missing: N = {few([str(number) for number in missing])}. Put "
-                "them there."
-            )
-    return tuple(group)
+def files_of_index(index: Path) -> list[str]:
+    """Returns the names of the shards of an index.
+
+    Raises:
+        ConversionError: it is no index.
+    """
+    return sorted(set(_weight_map(index).values()))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Chat:
             )
         self._generate, self._template = generate, template
         self._exchanges: list[list[Part]] = []
-        self._start = _start(template, images)
+        self._start = opening(template, images)
 
     @staticmethod
     def prompt_of(said: Sequence[Part], template: ChatTemplate) -> list[Part]:
@@ -83,7 +83,7 @@ class Chat:
             said: what the user says.
             template: how a dialogue is written.
         """
-        return [*_start(template), *_turn(said, template)]
+        return [*opening(template), *turn_of(said, template)]
 
     def say(self, parts: Prompt) -> str:
         """Returns the model's answer to what the user says.
@@ -99,7 +99,7 @@ class Chat:
         if all(isinstance(part, str) and not part.strip() for part in words):
             raise PromptError("chat: nothing was said. Give text or an image.")
         template = self._template
-        turn, kept = _turn(words, template), list(self._exchanges)
+        turn, kept = turn_of(words, template), list(self._exchanges)
         while True:
             before = [part for exchange in kept for part in exchange]
             try:
@@ -110,24 +110,29 @@ class Chat:
                     raise
                 del kept[0]
         answer = text.split(template.user)[0].strip()
-        self._exchanges = [*kept, [*turn, f" {answer}{template.end}"]]
+        self._exchanges = [*kept, [*turn, answered(answer, template)]]
         return answer
 
 
-def _start(template: ChatTemplate, images: Sequence[Visual] = ()) -> list[Part]:
-    """The introduction and the example turns, or nothing."""
+def opening(template: ChatTemplate, images: Sequence[Visual] = ()) -> list[Part]:
+    """Returns the prompt before a dialogue: introduction and example turns, or nothing."""
     if not template.has_examples:
         return []
     parts: list[Part] = [INTRODUCTION]
     shown = iter(images)
     for said, answer in EXAMPLES:
         words: list[Part] = list(itertools.islice(shown, 1)) if said is None else [said]
-        parts += [*_turn(words, template), f" {answer}{template.end}"]
+        parts += [*turn_of(words, template), answered(answer, template)]
     return parts
 
 
-def _turn(words: Sequence[Part], template: ChatTemplate) -> list[Part]:
-    """The prompt of a turn: what the user says, up to the model's answer."""
+def answered(text: str, template: ChatTemplate) -> str:
+    """Returns the prompt of what the model said, after a turn."""
+    return f" {text}{template.end}"
+
+
+def turn_of(words: Sequence[Part], template: ChatTemplate) -> list[Part]:
+    """Returns the prompt of a turn: what the user says, up to the model's answer."""
     texts = (part.strip() if isinstance(part, str) else part for part in words)
     said: list[Part] = [
         f" {part}" if isinstance(part, str) else part

@@ -74,6 +74,13 @@ class Compiled:
         named = tuple(sorted(static.items()))
         return _run(function, self._layout, named, self.params, *inputs)
 
+    def in_place(
+        self, function: Callable[..., Any], state: Any, *inputs: Any, **static: Any
+    ) -> Any:
+        """Returns function(params, state, *inputs, **static); it may use the memory of `state`."""
+        named = tuple(sorted(static.items()))
+        return _run_in_place(function, self._layout, named, self.params, state, *inputs)
+
     def finite(self, values: np.ndarray, what: str) -> np.ndarray:
         """Returns numbers of the model, if all are finite.
 
@@ -178,6 +185,21 @@ def _run(
 ) -> Any:
     with with_layout(layout):
         return function(params, *inputs, **dict(static))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("function", "layout", "static"), donate_argnames="state"
+)
+def _run_in_place(
+    function: Callable[..., Any],
+    layout: Layout,
+    static: tuple[tuple[str, Hashable], ...],
+    params: trees.Params,
+    state: Any,
+    *inputs: Any,
+) -> Any:
+    with with_layout(layout):
+        return function(params, state, *inputs, **dict(static))
 
 
 def _put(array: np.ndarray, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Array:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from flamingo_jax.inference.methods import BeamSearch
 from flamingo_jax.models.cache import Media
 
 CacheT = TypeVar("CacheT", bound="SequenceCache")
+# Chooses the next tokens int[B]: pick(number of the token in its answer, log_probs [B, V]).
+Pick: TypeAlias = "Callable[[Array, Array], Array]"
 
 
 @runtime_checkable
@@ -150,11 +152,12 @@ def greedy(
     Returns:
         One answer for each prompt (beams = 1).
     """
-
-    def most_probable(t: Array, log_probs: Array) -> Array:
-        return jnp.argmax(log_probs, axis=-1)
-
     return _one_by_one(extend, prefix, most_probable, max_new_tokens, stop, pad_id)
+
+
+def most_probable(t: Array, log_probs: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """The `Pick` of greedy decoding."""
+    return jnp.argmax(log_probs, axis=-1)
 
 
 class Sampling(NamedTuple):
@@ -162,7 +165,8 @@ class Sampling(NamedTuple):
 
     Attributes:
         seed: uint32[B]; a row's answer depends on its prompt and its seed, not on other rows.
-        temperature: float32[B] > 0; divides the log-probabilities.
+        temperature: float32[B]; divides the log-probabilities; 0 = the most probable token each
+            time.
         top_p: float32[B] in 0..1; tokens are drawn from the fewest that together have this
             probability (Holtzman et al. 2020); 1 = from all.
     """
@@ -195,15 +199,22 @@ def sample(
         One answer for each prompt (beams = 1). Its score is the model's log-probability, without
         the temperature.
     """
+    return _one_by_one(extend, prefix, drawn_by(sampling), max_new_tokens, stop, pad_id)
+
+
+def drawn_by(sampling: Sampling) -> Pick:
+    """Returns the `Pick` of sampling."""
     keys = jax.vmap(jax.random.key)(sampling.seed)
+    is_drawn = sampling.temperature > 0
+    temperature = jnp.where(is_drawn, sampling.temperature, 1.0)
 
     def draw(t: Array, log_probs: Array) -> Array:
-        scaled = _log_softmax(log_probs / sampling.temperature[:, None])
+        scaled = _log_softmax(log_probs / temperature[:, None])
         kept = jnp.where(_nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
         of_row = lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row)
-        return jax.vmap(of_row)(keys, kept)
+        return jnp.where(is_drawn, jax.vmap(of_row)(keys, kept), most_probable(t, log_probs))
 
-    return _one_by_one(extend, prefix, draw, max_new_tokens, stop, pad_id)
+    return draw
 
 
 def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
@@ -219,42 +230,100 @@ def _nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, "B"]) -> Bool[A
     return log_probs >= least[:, None]
 
 
+class Decoding(NamedTuple):
+    """Answers of B prompts, one for each, after their first t tokens.
+
+    Attributes:
+        t: int32[] tokens of each answer so far, at least 1.
+        cache: the model's cache.
+        tokens: int32[B, T] the answers, then padding.
+        score: float32[B] sum of log-probabilities.
+        done: bool[B] whether an answer has its stop token.
+        length: int32[B] tokens of the prompts.
+        media_index: int32[B] phi of the answers.
+    """
+
+    t: Array
+    cache: Any
+    tokens: Array
+    score: Array
+    done: Array
+    length: Array
+    media_index: Array
+
+
+def begin(
+    prefix: Prefix[CacheT],
+    pick: Pick,
+    *,
+    max_new_tokens: int,
+    stop: tuple[int, ...],
+    pad_id: int,
+) -> Decoding:
+    """Chooses the first token of each answer, by `pick(t, log_probs [B, V])`."""
+    rows = prefix.length.shape[0]
+    blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
+    started = Decoding(
+        *(jnp.int32(0), prefix.cache, blank, jnp.zeros(rows), jnp.zeros(rows, bool)),
+        *(prefix.length, prefix.media_index),
+    )
+    return _grown(started, prefix.log_probs, pick, stop, pad_id)
+
+
+def advance(
+    extend: Extend[CacheT],
+    progress: Decoding,
+    pick: Pick,
+    *,
+    until: int | Int[Array, ""],
+    stop: tuple[int, ...],
+    pad_id: int,
+) -> Decoding:
+    """Decodes until each answer has `until` tokens, or all have ended.
+
+    In parts or at once, the tokens are the same.
+    """
+
+    def unfinished(state: Decoding) -> Array:
+        return (state.t < until) & ~jnp.all(state.done)
+
+    def step(state: Decoding) -> Decoding:
+        token = jax.lax.dynamic_slice_in_dim(state.tokens, state.t - 1, 1, axis=1)
+        position = (state.length + state.t - 1)[:, None]
+        logits, cache = extend(state.cache, token, position, state.media_index[:, None])
+        state = state._replace(cache=cache)
+        return _grown(state, _log_softmax(logits[:, 0]), pick, stop, pad_id)
+
+    return jax.lax.while_loop(unfinished, step, progress)
+
+
+def _grown(
+    state: Decoding, log_probs: Array, pick: Pick, stop: tuple[int, ...], pad_id: int
+) -> Decoding:
+    """Returns the answers with one more token."""
+    token = pick(state.t, log_probs).astype(jnp.int32)
+    gain = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+    return state._replace(
+        t=state.t + 1,
+        tokens=state.tokens.at[:, state.t].set(jnp.where(state.done, pad_id, token)),
+        score=jnp.where(state.done, state.score, state.score + gain),
+        done=state.done | _is_in(token, stop),
+    )
+
+
 def _one_by_one(
     extend: Extend[CacheT],
     prefix: Prefix[CacheT],
-    pick: Callable[[Array, Array], Array],
+    pick: Pick,
     max_new_tokens: int,
     stop: tuple[int, ...],
     pad_id: int,
 ) -> Decoded:
-    """Decodes one answer for each prompt; `pick(t, log_probs [B, V])` chooses the next tokens."""
-    rows = prefix.length.shape[0]
-
-    def choose(
-        t: Array, log_probs: Array, tokens: Array, score: Array, done: Array
-    ) -> tuple[Array, Array, Array]:
-        token = pick(t, log_probs).astype(jnp.int32)
-        gain = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
-        tokens = tokens.at[:, t].set(jnp.where(done, pad_id, token))
-        return tokens, jnp.where(done, score, score + gain), done | _is_in(token, stop)
-
-    def unfinished(state: Any) -> Array:
-        t, _, _, _, done = state
-        return (t < max_new_tokens) & ~jnp.all(done)
-
-    def step(state: Any) -> Any:
-        t, cache, tokens, score, done = state
-        token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
-        position = (prefix.length + t - 1)[:, None]
-        logits, cache = extend(cache, token, position, prefix.media_index[:, None])
-        return t + 1, cache, *choose(t, _log_softmax(logits[:, 0]), tokens, score, done)
-
-    blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
-    start = choose(jnp.int32(0), prefix.log_probs, blank, jnp.zeros(rows), jnp.zeros(rows, bool))
-    _, _, tokens, score, _ = jax.lax.while_loop(
-        unfinished, step, (jnp.int32(1), prefix.cache, *start)
-    )
-    return Decoded(tokens[:, None], score[:, None])
+    """Decodes one answer for each prompt."""
+    ends: dict[str, Any] = {"stop": stop, "pad_id": pad_id}
+    started = begin(prefix, pick, max_new_tokens=max_new_tokens, **ends)
+    ended = advance(extend, started, pick, until=max_new_tokens, **ends)
+    return Decoded(ended.tokens[:, None], ended.score[:, None])
 
 
 def beam_search(

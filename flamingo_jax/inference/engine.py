@@ -19,7 +19,6 @@ Rows are independent of each other: an answer does not depend on what shares its
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference import compiled, padding, shared_prefix
-from flamingo_jax.inference.answering import read_and_answer
+from flamingo_jax.inference.answering import read_and_answer, read_and_begin
 from flamingo_jax.inference.cache_of_latents import Latents, passes_of
 from flamingo_jax.inference.cache_of_prefixes import CachedPrefix, PrefixCache
 from flamingo_jax.inference.compiled import Compiled
@@ -40,7 +39,9 @@ from flamingo_jax.inference.identity import Identify, each_once
 from flamingo_jax.inference.methods import Method, Sample, as_method
 from flamingo_jax.inference.padding import PromptTooLong, Shape
 from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt, collate
+from flamingo_jax.inference.request import Reply, Request
 from flamingo_jax.inference.shared_prefix import Cut
+from flamingo_jax.inference.token_stream import TokenStream, streamable
 from flamingo_jax.models import int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Media
@@ -49,34 +50,6 @@ from flamingo_jax.sharding.mesh import BATCH_AXES
 
 # A placeholder for prompts without visuals; no token attends it.
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """One prompt to answer.
-
-    Attributes:
-        prompt: the prompt.
-        candidates: token ids of each candidate to be scored.
-    """
-
-    prompt: TokenisedPrompt
-    candidates: tuple[tuple[int, ...], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """The answer to one request.
-
-    Attributes:
-        tokens: the best answer without its stop token; None if nothing was generated.
-        log_likelihood: the answer's score; None if nothing was generated.
-        scores: of the candidates.
-    """
-
-    tokens: tuple[int, ...] | None
-    log_likelihood: float | None
-    scores: tuple[float, ...]
 
 
 class Engine:
@@ -179,7 +152,7 @@ class Engine:
         shards = self.compiled.num_shards(BATCH_AXES)
         prompts = [request.prompt for request in requests]
         identity = each_once()
-        sizes = self._sizes(requests, config, method)
+        sizes = self.sizes(requests, config, method)
         cuts = self._cuts(prompts, config, batch_size, identity, across_calls=across_calls)
         buckets: dict[tuple[Cut, int, int], list[int]] = {}
         for number, cut in enumerate(cuts):
@@ -204,10 +177,82 @@ class Engine:
                     self._keep(read, prompts[some[0]])
         return [answers[number] for number in range(len(requests))]
 
-    def _sizes(
+    def stream(
+        self,
+        requests: Sequence[Request],
+        methods: Sequence[Method | None],
+        *,
+        rows: int = 1,
+        room: int | None = None,
+        across_calls: bool = False,
+    ) -> TokenStream:
+        """Reads requests as one batch; their answers are decoded when the caller asks for more.
+
+        The tokens are those of `answer`.
+
+        Args:
+            requests: prompts; their candidates are not looked at.
+            methods: how each answer is chosen; None = as the config says.
+            rows: the least rows of the batch; it has a power of two of them.
+            room: the most tokens that a program is compiled for; None = of the longest answer.
+            across_calls: as for `answer`.
+
+        Raises:
+            PromptError: as `answer`.
+            NonFiniteError: the model gave NaN or infinity.
+            ConfigError: as `answer`, or a method is beam search.
+        """
+        config = self.config
+        chosen = [streamable(as_method(method) or config.method) for method in methods]
+        prompts = [request.prompt for request in requests]
+        for method in chosen:
+            padding.check_sizes(len(requests), method, config.lengths[-1])
+        sizes = [
+            self.sizes([Request(prompt)], config, method)[0]
+            for prompt, method in zip(prompts, chosen, strict=True)
+        ]
+        identity, prefix, keep = each_once(), None, 0
+        if across_calls and len(prompts) == 1:
+            (cut,) = self._cuts(prompts, config, 1, identity, across_calls=True)
+            keep = self._room_for(prompts[0], config)
+            if cut.length:
+                start = shared_prefix.start_of(prompts[0], cut.length)
+                prefix = self._read(start, config, identity, across_calls=True)
+                sizes = [_size(shared_prefix.rest_of(prompts[0], cut.length), config)]
+        shards = self.compiled.num_shards(BATCH_AXES)
+        length, images = (max(size) for size in zip(*sizes, strict=True))
+        rows = 1 << (max(rows, len(prompts)) - 1).bit_length()
+        shape = Shape(padding.num_rows(rows, rows, shards), length, images)
+        batch, (media, tokens, cached), chunk = self._collated(prompts, shape, config, prefix)
+        sampling = None
+        if any(isinstance(method, Sample) for method in chosen):
+            drawn = padding.sampling(prompts, shape.rows, chosen)
+            sampling = self.compiled.put(drawn, BATCH_AXES)
+        limits = tuple(method.max_new_tokens for method in chosen)
+        static: dict[str, Any] = {"model": self.model, "stop": self.stop, "pad_id": self.pad_id}
+        progress, read = self.compiled.on_devices(
+            read_and_begin,
+            media,
+            *tokens,
+            sampling,
+            cached,
+            room=max(room or 0, *limits),
+            chunk=chunk,
+            keep=(keep, shards) if keep else None,
+            **static,
+        )
+        if read is not None:
+            self._keep(_kept(prompts[0], batch, prefix, read, alone=False), prompts[0])
+        return TokenStream(self.compiled, progress, sampling, limits, static)
+
+    def sizes(
         self, requests: Sequence[Request], config: InferenceConfig, method: Method | None
     ) -> list[tuple[int, int]]:
-        """Returns the length and the number of images that each whole prompt is padded to."""
+        """Returns the length and the number of images that each whole prompt is padded to.
+
+        Raises:
+            PromptTooLong: as `answer`.
+        """
         sizes = []
         for number, request in enumerate(requests):
             prompt, who = request.prompt, f"prompt {number}"
@@ -299,26 +344,19 @@ class Engine:
             keep: length that the first prompt is padded to, which is returned too; 0 = it is not.
         """
         prompts = [request.prompt for request in requests]
-        length = 0 if prefix is None else len(prefix.tokens)
-        rest = [shared_prefix.rest_of(each, length) if length else each for each in prompts]
-        batch = collate(rest, pad_id=self.pad_id, **shape._asdict())
-        media, chunk, sampling, cached = None, None, None, None
-        if self.image_size is not None:
-            media = self._media(batch, shape)
-            chunk = padding.xattn_chunk(batch.media_index, shape.num_images, config.xattn_chunk)
+        batch, read, chunk = self._collated(prompts, shape, config, prefix)
+        sampling = None
         if isinstance(method, Sample):
             # The settings of sampling are inputs of the program, which serves them all.
-            sampling = padding.sampling(prompts, shape.rows, method)
+            sampling = padding.sampling(prompts, shape.rows, [method] * len(prompts))
             method = Sample(max_new_tokens=method.max_new_tokens)
         candidates = padding.pad_candidates([one.candidates for one in requests], shape.rows)
-        if prefix is not None:
-            tokens_read = np.full(shape.rows, length, np.int32)
-            cached = (prefix.rows, self.compiled.put(tokens_read, BATCH_AXES))
-        rows = (batch.tokens, batch.length, batch.media_index, candidates, sampling)
-        decoded, scores, read = self.compiled.on_devices(
+        media, tokens, cached = read
+        decoded, scores, rows = self.compiled.on_devices(
             read_and_answer,
             media,
-            *self.compiled.put(rows, BATCH_AXES),
+            *tokens,
+            *self.compiled.put((candidates, sampling), BATCH_AXES),
             cached,
             model=self.model,
             method=method,
@@ -330,13 +368,33 @@ class Engine:
             keep=(keep, self.compiled.num_shards(BATCH_AXES)) if keep else None,
         )
         decoded, scores = compiled.fetch((decoded, scores))
-        if read is None:
-            return decoded, scores, None
-        shown = [batch.identities[slot] for slot in batch.media_slot[0] if slot >= 0]
-        if prefix is not None:
-            shown = [*prefix.visuals[: shared_prefix.visuals_before(prompts[0], length)], *shown]
         alone = prefix is None and method is None and candidates is None
-        return decoded, scores, CachedPrefix.of(prompts[0], shown, read, alone=alone)
+        kept = None if rows is None else _kept(prompts[0], batch, prefix, rows, alone=alone)
+        return decoded, scores, kept
+
+    def _collated(
+        self,
+        prompts: list[TokenisedPrompt],
+        shape: Shape,
+        config: InferenceConfig,
+        prefix: CachedPrefix | None,
+    ) -> tuple[PromptBatch, tuple[Any, Any, Any], tuple[int, int] | None]:
+        """Returns (the batch, what a program reads of it, chunk of the cross-attention).
+
+        What a program reads is (latents, (tokens, lengths, phi), prefix), on the devices.
+        """
+        length = 0 if prefix is None else len(prefix.tokens)
+        rest = [shared_prefix.rest_of(each, length) if length else each for each in prompts]
+        batch = collate(rest, pad_id=self.pad_id, **shape._asdict())
+        media, chunk, cached = None, None, None
+        if self.image_size is not None:
+            media = self._media(batch, shape)
+            chunk = padding.xattn_chunk(batch.media_index, shape.num_images, config.xattn_chunk)
+        if prefix is not None:
+            tokens_read = np.full(shape.rows, length, np.int32)
+            cached = (prefix.rows, self.compiled.put(tokens_read, BATCH_AXES))
+        tokens = self.compiled.put((batch.tokens, batch.length, batch.media_index), BATCH_AXES)
+        return batch, (media, tokens, cached), chunk
 
     def _replies(self, requests: list[Request], decoded: Any, scores: Any) -> list[Reply]:
         """Returns the answers of a batch, from arrays that have padding."""
@@ -368,6 +426,22 @@ class Engine:
         latents = self.compiled(self.model.encode, *placed)
         self.compiled.finite(latents[frame_mask.any(axis=1)], "latents of images")
         return latents
+
+
+def _kept(
+    prompt: TokenisedPrompt,
+    batch: PromptBatch,
+    prefix: CachedPrefix | None,
+    rows: Any,
+    *,
+    alone: bool,
+) -> CachedPrefix:
+    """Returns what was read of the first prompt of a batch, for later prompts."""
+    shown = [batch.identities[slot] for slot in batch.media_slot[0] if slot >= 0]
+    if prefix is not None:
+        before = shared_prefix.visuals_before(prompt, len(prefix.tokens))
+        shown = [*prefix.visuals[:before], *shown]
+    return CachedPrefix.of(prompt, shown, rows, alone=alone)
 
 
 def _size(prompt: TokenisedPrompt, config: InferenceConfig) -> tuple[int, int]:

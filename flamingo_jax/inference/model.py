@@ -3,6 +3,7 @@
     model = Flamingo.load("runs/demo/flamingo/export")
     prompt = [Image("cat.jpg"), "Output: A cat.<EOC>", Image("dog.jpg"), "Output:"]
     model.generate(prompt)                                                -> " A dog."
+    for piece in model.stream(prompt): print(piece, end="")               -> " A", " dog", "."
     model.score([Image("dog.jpg"), "Output:"], [" A cat.", " A dog."])    -> [-7.1, -0.3]
     model.generate(["Output: A", "Output: The"], method=BeamSearch(3))    -> [" dog.", " cat."]
 
@@ -18,7 +19,7 @@ without a visual (`prompt.as_batch` has the rule). `<BOS>` and the `<image>` tag
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 from jax.sharding import Mesh
@@ -41,7 +42,7 @@ from flamingo_jax.inference import prompt as prompts
 from flamingo_jax.inference.candidates import Candidates, as_candidates
 from flamingo_jax.inference.chat import Chat
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.engine import Engine, Reply, Request
+from flamingo_jax.inference.engine import Engine
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
 from flamingo_jax.inference.prompt import (
     Image,
@@ -53,7 +54,9 @@ from flamingo_jax.inference.prompt import (
     Visual,
     as_batch,
 )
+from flamingo_jax.inference.request import Reply, Request
 from flamingo_jax.inference.score import Normalise, check_normalise
+from flamingo_jax.inference.text_pieces import text_of
 from flamingo_jax.models import api, int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.config import ModelConfig, required
@@ -164,8 +167,8 @@ class Flamingo:
         """Opens a checkpoint.
 
         Args:
-            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local or
-                gs://.
+            path: an export, a WORKDIR (its newest step), or WORKDIR/checkpoints/STEP; local, gs://,
+                or an export's name on the Hub, org/name[@revision].
             towers: paths of frozen towers that have moved since training, {"lm": PATH, "vision":
                 PATH}.
             config: decoding, scoring and shapes.
@@ -187,7 +190,7 @@ class Flamingo:
         contracted = int8.contracted_axes(model.init, config.policy)
         about = (model, described.params, config, mesh, contracted)
         opened = open_checkpoint(
-            path,
+            described.path,
             towers,
             placement=placement.of_weights(*about),
             change=placement.rounding(*about),
@@ -260,6 +263,16 @@ class Flamingo:
         )
         texts = [self.text(answer) for answer in answers]
         return texts if is_list else texts[0]
+
+    def stream(self, prompt: Prompt, *, method: Method | None = None) -> Iterator[str]:
+        """Yields what `generate` returns while it is decoded; no piece of text is taken back.
+
+        Raises:
+            PromptError: as `generate`, or there are several prompts.
+            ConfigError: `method` is neither `Greedy` nor `Sample`.
+        """
+        request = self.request(prompts.only(prompt))
+        return text_of(self.engine.stream([request], [method], across_calls=True), self.tokenizer)
 
     @overload
     def score(  # type: ignore[overload-overlap]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.inference.methods import Method, Sample, is_whole
+from flamingo_jax.inference.methods import Greedy, Method, Sample, is_whole
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt
 
 LONGEST = 2048  # tokens of an answer that are allowed in any case
@@ -147,19 +147,22 @@ def pad_candidates(
 
 
 def sampling(
-    prompts: Sequence[TokenisedPrompt], rows: int, method: Sample
+    prompts: Sequence[TokenisedPrompt], rows: int, methods: Sequence[Greedy | Sample]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the fields of `decode.Sampling`.
 
-    A row's seed is a hash of the method's seed and of the prompt, so that equal prompts are
+    A row's seed is a hash of its method's seed and of the prompt, so that equal prompts are
     answered equally, in whichever row they are.
     """
     seeds = np.zeros(rows, np.uint32)
-    for row, prompt in enumerate(prompts):
-        content = f"{method.seed}:".encode() + prompt.tokens.tobytes()
-        seeds[row] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
-    all_rows = lambda value: np.full(rows, value, np.float32)
-    return seeds, all_rows(method.temperature), all_rows(method.top_p)
+    temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
+    for row, (prompt, method) in enumerate(zip(prompts, methods, strict=True)):
+        if isinstance(method, Sample):
+            content = f"{method.seed}:".encode() + prompt.tokens.tobytes()
+            digest = hashlib.blake2b(content, digest_size=4).digest()
+            seeds[row] = int.from_bytes(digest, "little")
+            temperature[row], top_p[row] = method.temperature, method.top_p
+    return seeds, temperature, top_p
 
 
 def xattn_chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:

@@ -50,6 +50,7 @@ __all__ = [
     "at_once",
     "collate",
     "load_frames",
+    "only",
     "parse",
     "read",
     "warn_once",
@@ -110,6 +111,21 @@ def as_batch(prompts: Prompts) -> tuple[list[Prompt], bool]:
             "them a str or a list."
         )
     return [prompts], False
+
+
+def only(prompt: Prompt) -> Prompt:
+    """Returns the one prompt that was given.
+
+    Raises:
+        PromptError: there are several, by the rule of `as_batch`.
+    """
+    batch, _ = as_batch(prompt)
+    if len(batch) > 1:
+        raise PromptError(
+            f"stream: got {len(batch)} prompts; expected one. Put texts without an image into a "
+            "list of their own: [[text, text]]."
+        )
+    return batch[0]
 
 
 def at_once(prompts: Sequence[Prompt], most: int) -> int:

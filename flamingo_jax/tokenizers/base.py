@@ -95,6 +95,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Returns the text of `ids`; padding, <BOS> and <EOS> have no text."""
 
+    def is_byte(self, number: int) -> bool:
+        """Returns True if a piece is one byte: "é" may be the pieces <0xC3> and <0xA9>."""
+
     def id(self, piece: str) -> int:
         """Returns the id of a piece or new token, which must exist."""
 
@@ -166,6 +169,14 @@ class WithNewTokens(abc.ABC):
         other = copy.copy(self)
         other._find_in_text(self.markers.in_text | self.markers.in_prompts)
         return other
+
+    def is_byte(self, number: int) -> bool:
+        """Returns True if a piece is one byte: "é" may be the pieces <0xC3> and <0xA9>."""
+        return number < self._num_pieces and self._is_byte(number)
+
+    def _is_byte(self, number: int) -> bool:
+        """Returns True if a piece of the vocabulary is one byte."""
+        return False
 
     @abc.abstractmethod
     def _encode(self, text: str, place: Before) -> list[int]:

@@ -8,6 +8,7 @@ BERT has neither <BOS> nor <EOS>: its [CLS] and [SEP] take their places. It may 
 vocab.txt (`tokenizers.wordpiece`). The tokenizers have the interface of `tokenizers.base`.
 """
 
+import re
 from collections.abc import Sequence
 
 import tokenizers
@@ -25,6 +26,8 @@ from flamingo_jax.tokenizers.base import (
     read_fields,
 )
 from flamingo_jax.tokenizers.markers import EOC, PAPER, Markers
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceTokenizer(WithNewTokens):
@@ -197,6 +200,9 @@ class HuggingFaceTokenizer(WithNewTokens):
 
     def _is_text(self, number: int) -> bool:
         return number not in self._tokenizer.get_added_tokens_decoder()
+
+    def _is_byte(self, number: int) -> bool:
+        return _BYTE.fullmatch(self._tokenizer.id_to_token(number) or "") is not None
 
     def _piece_id(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)

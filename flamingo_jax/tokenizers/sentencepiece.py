@@ -125,6 +125,9 @@ class SentencePieceTokenizer(WithNewTokens):
     def _is_text(self, number: int) -> bool:
         return not self._pieces.is_control(number)
 
+    def _is_byte(self, number: int) -> bool:
+        return self._pieces.is_byte(number)
+
     def _piece_id(self, piece: str) -> int | None:
         # SentencePiece returns the id of the unknown piece if there is no such piece.
         found = self._pieces.piece_to_id(piece)

@@ -28,8 +28,9 @@ import numpy as np
 from flamingo_jax.inference import decode
 from flamingo_jax.inference.cache_of_prefixes import PrefixCache
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.engine import Engine, Request
+from flamingo_jax.inference.engine import Engine
 from flamingo_jax.inference.prompt import TokenisedPrompt
+from flamingo_jax.inference.request import Request
 from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.cache import Cache, Media
 from flamingo_jax.models.gated_xattn import XattnConfig

@@ -52,8 +52,9 @@ from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.data.to_device import to_device
 from flamingo_jax.inference.config import InferenceConfig
-from flamingo_jax.inference.engine import Engine, Request
+from flamingo_jax.inference.engine import Engine
 from flamingo_jax.inference.prompt import TokenisedPrompt
+from flamingo_jax.inference.request import Request
 from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from flamingo_jax.training import run as run_lib

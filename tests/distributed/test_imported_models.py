@@ -18,8 +18,8 @@ from flamingo_jax.core import trees
 from flamingo_jax.core.config import editable, from_dict, to_dict
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.data.to_device import to_device
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
+from flamingo_jax.inference.request import Request
 from flamingo_jax.models import api
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh, num_batch_shards
 from flamingo_jax.tokenizers.markers import Markers

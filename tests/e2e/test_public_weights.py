@@ -13,9 +13,9 @@ from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.metrics import METRICS
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.inference.model import Flamingo, InferenceConfig
+from flamingo_jax.inference.request import Request
 from flamingo_jax.tokenizers.sentencepiece import train_sentencepiece
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny

@@ -22,8 +22,8 @@ from flamingo_jax.evaluation.metrics.exact_match import EXACT_MATCH
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.runner import evaluate, evaluate_all
-from flamingo_jax.inference.engine import Reply
 from flamingo_jax.inference.prompt import Deferred, Image, PromptError, Video
+from flamingo_jax.inference.request import Reply
 from tests.evaluation.in_memory import Colours
 from tests.inference import tiny
 

@@ -9,8 +9,8 @@ from flamingo_jax.checkpoint import arrays, manifest
 from flamingo_jax.checkpoint.export import describe_checkpoint, open_checkpoint
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.model import CheckpointError, Flamingo, PromptError
+from flamingo_jax.inference.request import Request
 from tests.evaluation.test_programs import write_export
 from tests.inference import tiny
 
@@ -80,7 +80,7 @@ def test_learned_positions_bound_prompt_and_answer_together(tmp_path_factory):
         match="has 6 tokens and its answer up to 5; the language model has positions for 10 in all",
     ):
         model.generate("red red red red red")
-    assert model.engine._sizes(
+    assert model.engine.sizes(
         [Request(model.read("red red red red"))], tiny.CONFIG, tiny.CONFIG.method
     ) == [(32, 4)]
 

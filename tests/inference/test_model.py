@@ -7,10 +7,10 @@ import pytest
 
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.inference.compiled import Compiled
-from flamingo_jax.inference.engine import Request
 from flamingo_jax.inference.methods import BeamSearch, Sample
 from flamingo_jax.inference.model import PromptError
 from flamingo_jax.inference.padding import xattn_chunk
+from flamingo_jax.inference.request import Request
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.inference import tiny
 

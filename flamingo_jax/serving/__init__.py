@@ -1,0 +1,1 @@
+"""A server that speaks the OpenAI chat-completions format; README.md has its parts."""
