@@ -11,8 +11,6 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
-import uvicorn
-
 from flamingo_jax.core.paths import PathError
 from flamingo_jax.serving.answer_batches import Batches
 from flamingo_jax.serving.app import ChatServer
@@ -52,39 +50,29 @@ def run(
         link: from `listen`.
         started: is called when requests are answered.
     """
+    import uvicorn
+
+    class Site(uvicorn.Server):
+        """uvicorn closes its socket at a signal; this one refuses requests with 503 first."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            self.draining = asyncio.create_task(self.drain())
+            started()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if work.is_stopping:
+                self.should_exit = self.force_exit = True
+            work.stop()
+
+        async def drain(self) -> None:
+            while not (work.is_stopping and work.is_idle and not server.in_flight):
+                await asyncio.sleep(_LOOK_SECONDS)
+            self.should_exit = True
+
     config = uvicorn.Config(
         server.app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=30
     )
-    site = _Server(config, server, work, started)
+    site = Site(config)
     asyncio.run(site.serve(sockets=[link]))
     work.close(finish=not site.force_exit)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, which closes its socket at a signal; this one refuses requests with 503 first."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server: ChatServer,
-        work: Batches,
-        started: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._chat, self._work, self._on_start = server, work, started
-        self._draining: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._draining = asyncio.create_task(self._drain())
-        self._on_start()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._work.is_stopping:
-            self.should_exit = self.force_exit = True
-        self._work.stop()
-
-    async def _drain(self) -> None:
-        while not (self._work.is_stopping and self._work.is_idle and not self._chat.in_flight):
-            await asyncio.sleep(_LOOK_SECONDS)
-        self.should_exit = True
