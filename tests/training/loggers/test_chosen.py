@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+import time
 import types
 
 import pytest
@@ -175,7 +176,10 @@ def test_wandb_itself_offline(monkeypatch, tmp_path):
     (said,) = log(tmp_path, "wandb", reports=3)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert said.startswith(f"wandb: this run is at {tmp_path}/wandb/offline-run-")
-    assert b"gates/dense/1" in file.read_bytes()
+    end = time.monotonic() + 60  # a process of wandb's writes the file
+    while b"gates/dense/1" not in file.read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.filterwarnings("ignore")  # of what it imports, and that it forks
