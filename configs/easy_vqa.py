@@ -16,14 +16,16 @@ of PyPI. launch/easy_vqa.sh runs all of it. By hand, with DATA the folder `data`
                 --workdir=runs/easy_vqa/$stage
         done
     EXPECTED
-        The goal is 0.97 of the test questions; a public CNN with an LSTM reports 0.876.
+        0.97 or more of the test questions after fine-tuning; a public CNN with an LSTM reports
+        0.876.
     MEASURED
-        The whole recipe has not run yet. What limits it is the vision encoder: a linear probe of its
-        mean features names the shape of 0.865 of 900 pictures that it has not seen, after 250
-        updates on texts with yes and no, and of 0.966 of 650 after 150 without them, with flips (30
-        November 2026, 2 CPU cores). A shorter recipe with the former texts (208 updates of the
-        language model, 400 of the flamingo stage on answers alone, 600 of fine-tuning) answered
-        0.889 of 512 validation questions right.
+        30 November 2026, seed 1, 2 CPU cores (AMD EPYC) under other load: 0.9974 of all 9,673 test
+        questions after fine-tuning. Before it, of 1,000 test questions: 0.998 at 0 shots, 0.998 at
+        4. The time on an idle machine is not measured; launch/README.md has that of parts.
+        The vision encoder decides: with yes and no in its captions, after 250 updates, a linear
+        probe of its mean features named the shape of 0.865 of 900 pictures that it had not seen;
+        without them and with flips, after 150 updates, of 0.966 of 650. With the former texts, a
+        shorter recipe ended at 0.889 of 512 validation questions.
 
 The towers see the pictures and questions of the training split alone. The vision encoder learns
 from a picture and what is asked and answered about it, without yes and no (contrastive); the
@@ -120,8 +122,8 @@ def get_config(stage: str = "finetune") -> config_dict.ConfigDict:
 def _contrastive() -> TrainConfig:
     """Returns the stage that trains the vision encoder: 300 x 128 = 38,400 pictures, 10 passes.
 
-    A text has 2.7 questions on average; 48 tokens are 4 of them. With yes and no it has 10, and most
-    of their answers have to be combined with the question to say something about the picture.
+    A text has 2.7 questions on average; 48 tokens are 4 of them. With yes and no it has 10, and
+    most of their answers say something about the picture only together with the question.
     """
     captions = DatasetConfig("captions", f"{RUN}/records/captions", batch_size=128, length=48)
     return _config(
@@ -151,7 +153,11 @@ def _language_model() -> TrainConfig:
 
 
 def _flamingo() -> TrainConfig:
-    """Returns the flamingo stage, with both towers frozen: 600 x (4 pages + 64 questions)."""
+    """Returns the flamingo stage, with both towers frozen: 600 x (4 pages + 64 questions).
+
+    The loss on the answers was 0.21 after 160 updates, 0.10 after 380, 0.02 after 540 and 0.006 at
+    the end: yes and no about shapes are learnt last.
+    """
     # A page is 8 x "<image>Question: is there a red shape? Answer: no<EOC>", at most 8 x 14 tokens.
     pages = DatasetConfig(
         "interleaved",
@@ -172,7 +178,10 @@ def _flamingo() -> TrainConfig:
 
 
 def _finetune() -> TrainConfig:
-    """Returns fine-tuning: 500 x 64 = 32,000 questions, 0.8 of the training questions."""
+    """Returns fine-tuning: 500 x 64 = 32,000 questions, 0.8 of the training questions.
+
+    The loss was 0.006 before, 0.05 after 60 updates, and 0.004 at the end.
+    """
     return _config(
         "finetune",
         "flamingo",

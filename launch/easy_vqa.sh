@@ -131,4 +131,6 @@ evaluate flamingo "${few_shot[@]}"
 evaluate finetune "${fine_tuned[@]}"
 printf '\nthis run: %d s after installation; the reports are in %s\n' \
   $((SECONDS - started)) "$output/report"
-printf 'processor time of the programs (user, system): %s\n' "$(times | tail -n 1)"
+# In a pipe or $(...) `times` would report a new shell, which has run nothing.
+times >"$output/processor_time"
+printf 'processor time of the programs (user, system): %s\n' "$(tail -n 1 "$output/processor_time")"

@@ -40,6 +40,7 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     ]
     done = run_script(*options, *small)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "processor time" in done.stdout and "0m0.000s" not in done.stdout
     for stage in STAGES:
         assert (output / stage / "export" / "model.json").exists()
     rows = {
