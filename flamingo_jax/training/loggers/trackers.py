@@ -64,6 +64,9 @@ class ClearmlLogger:
         import clearml
 
         known = _read(run.workdir)
+        # Threads report. Its default on Linux, a fork, may block for ever in a process of JAX, and
+        # only its configuration file has a public switch for it.
+        clearml.Task._report_subprocess_enabled = False
         offline = clearml.Task.is_offline()
         self._task: Any = clearml.Task.init(
             project_name=_PROJECT,
