@@ -170,7 +170,9 @@ setup(
                 )
             ),
             "flamingo-data = flamingo_jax.console:data",
-        ]
+        ],
+        # lmms-eval finds our model class here: --model=flamingo_jax.
+        "lmms_eval.models": ["flamingo_jax = flamingo_jax.evaluation.adapters.lmms_eval:manifest"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -1,0 +1,1 @@
+"""Model classes for the evaluation harnesses of others: lmms-eval and VLMEvalKit."""
