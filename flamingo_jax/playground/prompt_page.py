@@ -11,7 +11,7 @@ import html
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from flamingo_jax.core import paths, trees
 from flamingo_jax.inference.methods import BeamSearch, Greedy, Method, Sample
@@ -224,13 +224,21 @@ def method_of(
 
 
 def pieces(model: Flamingo, prompt: Prompt, method: Method) -> Iterator[str]:
-    """Yields the answer as far as it is known.
+    """Yields the answer as far as it is known: a search knows it only at its end.
 
     Raises:
         PromptError: the prompt is empty, cannot be read or is too long.
     """
     # In a list, so that a prompt without visuals is one prompt and not several.
-    yield model.generate([prompt], method=method)[0].strip()
+    if isinstance(method, BeamSearch):
+        yield model.generate([prompt], method=method)[0].strip()
+        return
+    text = ""
+    for piece in model.stream(cast(Prompt, [prompt]), method=method):
+        text += piece
+        yield text.strip()
+    if not text:
+        yield ""
 
 
 def scored(model: Flamingo, prompt: Prompt, written: str) -> str:

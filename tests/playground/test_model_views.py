@@ -1,5 +1,6 @@
 """What the page shows of a model: bars of candidates, gates, and the image of each token."""
 
+import itertools
 import math
 import re
 
@@ -62,6 +63,13 @@ def test_settings_become_a_method():
     )
     with pytest.raises(ValueError, match="temperature"):
         prompt_page.method_of("Sampling", 3.0, 0.0, 0.9, 7.0, 5.0)
+
+
+def test_an_answer_appears_token_by_token(model):
+    prompt = [tiny.image(0), "output : red", tiny.image(1), "output :"]
+    shown = list(prompt_page.pieces(model, prompt, Greedy(5)))
+    assert len(shown) > 1 and shown[-1] == model.generate(prompt, method=Greedy(5)).strip()
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
 
 
 def test_candidates_are_read_by_line(model):
