@@ -45,6 +45,7 @@ NO_TEXT = {
     "as_stored": "reads an image; the decoder has limits of its own",
     "is_public": "reads an address of the resolver",
     "resolve": "of image_fetcher: asks the resolver; urls.resolve is in CASES",
+    "fetch": "asks a server, with limits of bytes and seconds",
     "index": "reads a file, see test_time_of_archives_is_linear",
     "records": "reads a file, see test_time_of_archives_is_linear",
     "is_alike": "compares two sketches, of one length",

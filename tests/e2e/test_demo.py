@@ -108,8 +108,8 @@ def readme(demo, tmp_path) -> str:
 def test_the_readmes_python_runs(readme, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     exec(compile(block, "README.md", "exec"), {})
-    answer, batch, scores = capsys.readouterr().out.splitlines()
-    assert isinstance(answer, str)
+    answer, batch, scores, streamed = capsys.readouterr().out.splitlines()
+    assert streamed == answer
     assert len(ast.literal_eval(batch)) == 2
     assert all(score < 0 for score in ast.literal_eval(scores))
 

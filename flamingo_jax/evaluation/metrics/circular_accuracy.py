@@ -23,7 +23,7 @@ def circular_accuracy(answers: Sequence[Answer]) -> float:
     """
     are_right: dict[str, bool] = {}
     for each in answers:
-        is_right = is_first(each)
+        is_right = is_first(each, "circular_accuracy")
         question = required.extra(each, "circular_accuracy", "question")
         are_right[question] = are_right.get(question, True) and is_right
     return required.mean(list(are_right.values()), "circular_accuracy")

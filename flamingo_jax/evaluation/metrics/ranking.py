@@ -12,13 +12,17 @@ from flamingo_jax.evaluation.metrics import required
 from flamingo_jax.evaluation.metrics.declaration import Metric, Unit
 
 
-def is_first(answer: Answer) -> bool:
+def is_first(answer: Answer, metric: str = "ranking") -> bool:
     """Returns True if the right answer is ranked first.
+
+    Args:
+        answer: with the scores of its candidates.
+        metric: name of the metric that asks, for messages.
 
     Raises:
         ValueError: the candidates were not scored.
     """
-    required.scored(answer, "ranking")
+    required.scored(answer, metric)
     return answer.ranked_first == answer.episode.answer
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 from etils import epath
 
+from flamingo_jax.evaluation.benchmarks import annotations
 from flamingo_jax.evaluation.benchmarks.annotations import (
     AnnotationError,
     Files,
@@ -85,13 +86,21 @@ def csv_of_a_and_b(files):
         (b"[" * 100_000, json_file, "x is not valid JSON: .* nested too deeply"),
         (b"[1]\n" + b"9" * 5000, json_lines, "line 2 of .*x is not JSON .Exceeds the limit"),
         (b"[" * 100_000, json_lines, "line 1 of .*x is not JSON .*nested too deeply"),
-        (b'a\n"' + b"x" * 140_000 + b'"\n', csv_of_a, "x holds no CSV in line 1 .field larger"),
     ],
 )
 def test_damaged_files_are_one_error(files, tmp_path, content, read, message):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(AnnotationError, match=message):
         read(files)
+
+
+def test_a_field_has_a_largest_size(files, tmp_path, monkeypatch):
+    """Pictures in base64 are read (MMBench); a file that is one endless field is one error."""
+    (tmp_path / "x").write_bytes(b'a\n"' + b"x" * 140_000 + b'"\n')
+    assert len(csv_of_a(files)[0]["a"]) == 140_000
+    monkeypatch.setattr(annotations, "_LARGEST_FIELD", 100_000)
+    with pytest.raises(AnnotationError, match="x holds no CSV in line 1 .field larger"):
+        csv_of_a(files)
 
 
 def test_files_are_read_as_they_are_written_in_the_wild(files, tmp_path):
