@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from flamingo_jax.conversion import clip
 from flamingo_jax.conversion.clip import BUFFERS, read_preprocessing
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.mapping import Conversion, Rules, Skip, with_prefixes
@@ -24,7 +25,6 @@ from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
 from flamingo_jax.conversion.transforms import Transform, conv
 from flamingo_jax.conversion.vit_rules import (
-    Names,
     norm_rules,
     projection_rules,
     token_rule,
@@ -33,20 +33,7 @@ from flamingo_jax.conversion.vit_rules import (
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.vit import ViTConfig
 
-NAMES = Names(
-    patch="embeddings.patch_embedding",
-    class_token=None,
-    positions="embeddings.position_embedding.weight",
-    pre_norm=None,
-    block="encoder.layers.{layer}.",
-    attention_norm="layer_norm1",
-    qkv=tuple((f"self_attn.{part}_proj.weight", f"self_attn.{part}_proj.bias") for part in "qkv"),
-    out="self_attn.out_proj",
-    mlp_norm="layer_norm2",
-    up="mlp.fc1",
-    down="mlp.fc2",
-    final_norm="post_layernorm",
-)
+NAMES = dataclasses.replace(clip.NAMES, class_token=None, pre_norm=None)
 _HEAD = dataclasses.replace(
     NAMES,
     qkv=(("attention.in_proj_weight", "attention.in_proj_bias"),),

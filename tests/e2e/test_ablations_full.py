@@ -1,29 +1,15 @@
 """launch/ablations.sh at its smoke size trains rows of all kinds, and writes their table."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from tests.e2e.launched import run_script
+
 ROWS = ("base", "no_pages", "round_robin", "small_vision", "vision_random", "text_trained")
 
 
 def run(output):
-    return subprocess.run(
-        [
-            *("launch/ablations.sh", "--size=smoke", "--seeds=1", f"--output={output}"),
-            f"--rows={','.join(ROWS)}",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "FLAMINGO_VENV": sys.prefix, "XLA_FLAGS": ""},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = ("--size=smoke", "--seeds=1", f"--output={output}", f"--rows={','.join(ROWS)}")
+    return run_script("ablations.sh", *options)
 
 
 @pytest.mark.slow

@@ -5,17 +5,16 @@ What is learnt in so few steps proves nothing. `test_demo_full.py` checks the re
 
 import ast
 import json
-import os
 import pathlib
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from flamingo_jax.training import logs
+from tests.e2e.launched import run_script
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STAGES = ("contrastive", "language_model", "flamingo")
@@ -28,17 +27,7 @@ ROW = {
 
 def run_demo(output: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     """Runs the demo as a user would, in this Python's environment, on one device."""
-    environment = {**os.environ, "FLAMINGO_VENV": sys.prefix, "XLA_FLAGS": ""}
-    return subprocess.run(
-        ["launch/demo.sh", "--size=smoke", f"--output={output}", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return run_script("demo.sh", "--size=smoke", f"--output={output}", *arguments, timeout=600)
 
 
 @pytest.fixture(scope="module")

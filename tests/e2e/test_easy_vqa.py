@@ -4,29 +4,14 @@ What is learnt in so few updates proves nothing: configs/easy_vqa.py has the num
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from etils import epath
 
-from tests.conftest import ROOT
+from tests.e2e.launched import run_script
 from tests.evaluation.fixtures.easy_vqa import make_questions
 
 STAGES = ("contrastive", "language_model", "flamingo", "finetune")
-
-
-def run_script(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["launch/easy_vqa.sh", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "FLAMINGO_VENV": sys.prefix, "XLA_FLAGS": ""},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.slow
@@ -38,7 +23,7 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
         "--config.model.lm.num_layers=1",
         "--config.seed=3",
     ]
-    done = run_script(*options, *small)
+    done = run_script("easy_vqa.sh", *options, *small)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert "processor time" in done.stdout and "0m0.000s" not in done.stdout
     for stage in STAGES:
@@ -51,12 +36,12 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     assert set(rows) == {("flamingo", 0, "top1"), ("flamingo", 2, "top1"), ("finetune", 0, "top1")}
     assert all(row["task"] == "easy_vqa" and 0 <= row["value"] <= 1 for row in rows.values())
     assert rows["finetune", 0, "top1"]["num_text_examples"] == 0
-    again = run_script(*options, *small)
+    again = run_script("easy_vqa.sh", *options, *small)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "answers is complete, nothing to do" in again.stdout
 
 
 @pytest.mark.parametrize("option", ["--confg.seed=2", "--size=tiny", "--data="])
 def test_unknown_options_are_named(option):
-    done = run_script(option)
+    done = run_script("easy_vqa.sh", option)
     assert done.returncode == 2 and option in done.stderr and "--data=DIR" in done.stderr

@@ -4,28 +4,13 @@ What is learnt in so few updates proves nothing: configs/emoji.py has the number
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.data_pipelines.emoji import packages
+from tests.e2e.launched import run_script
 
 STAGES = ("contrastive", "language_model", "flamingo")
-
-
-def run_script(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["launch/emoji.sh", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "FLAMINGO_VENV": sys.prefix, "XLA_FLAGS": ""},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.slow
@@ -34,7 +19,7 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     output = tmp_path / "run"
     options = (f"--packages={input_}", f"--output={output}", "--size=smoke")
     small = ["--config.model.lm.num_layers=1", "--config.seed=3"]
-    done = run_script(*options, *small)
+    done = run_script("emoji.sh", *options, *small)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     for stage in STAGES:
         assert (output / stage / "export" / "model.json").exists()
@@ -45,20 +30,20 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     assert all(0 <= row["value"] <= 1 for row in rows)
     assert {row["shots"] for row in rows if row["task"] == "emoji_name"} == {0}
     assert {row["shots"] for row in rows if row["task"] == "emoji_bind2"} == {0, 2}
-    again = run_script(*options, *small)
+    again = run_script("emoji.sh", *options, *small)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "records is complete, nothing to do" in again.stdout
 
 
 @pytest.mark.parametrize("option", ["--confg.seed=2", "--size=tiny", "--packages="])
 def test_unknown_options_are_named(option):
-    done = run_script(option)
+    done = run_script("emoji.sh", option)
     assert done.returncode == 2
     assert f"does not know {option}" in done.stderr
 
 
 def test_a_folder_without_the_packages_is_named(tmp_path):
-    done = run_script(f"--packages={tmp_path}", f"--output={tmp_path / 'run'}")
+    done = run_script("emoji.sh", f"--packages={tmp_path}", f"--output={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "emoji-datasource-google" in done.stderr
     assert "npm install" in done.stderr
