@@ -77,6 +77,8 @@ def test_log_likelihoods_are_those_of_the_model(model, requests):
     # A function of the document is asked by itself; texts of one context are scored together.
     assert found[0] == (pytest.approx(scores[0], abs=1e-4), greedy == "dax")
     assert found[2] == (pytest.approx(scores[1], abs=1e-4), greedy == "wug")
+    (without_image,) = model.score("is this a square", [" red"])
+    assert found[1][0] == pytest.approx(without_image, abs=1e-4)
 
 
 def test_what_the_class_refuses(model, requests):
