@@ -84,16 +84,6 @@ if ! { mkdir -p "$output" && printf '%s\n' "$options" >"$output/options"; } 2>/d
   die "cannot write in $output. Is the disk full? (df -h $output)"
 fi
 
-# Ends the script if it was a signal that ended a program. $1: its status; $2: what it was.
-stop_if_asked() {
-  case "$1" in
-    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
-      say "$2 was stopped. The same command goes on"
-      exit "$1"
-      ;;
-  esac
-}
-
 # Trains a stage of a row. $1: the row and the stage, as configs/ablations/tiny.py takes them; $2:
 # the seed; $3: the working directory; the rest: options.
 train() {

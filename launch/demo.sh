@@ -131,17 +131,6 @@ stage() {
     || stopped $? "the stage $name" "$output/$name"
 }
 
-# Ends the demo. $1: the status of a command; $2: what it was; $3: where it writes.
-stopped() {
-  case "$1" in
-    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
-      say "$2 was stopped; what it did is in $3. The same command goes on"
-      exit "$1"
-      ;;
-    *) die "$2 did not succeed (the reason is above); what it did is in $3. The demo stops here" ;;
-  esac
-}
-
 say "== world"
 measured world "$PYTHON" -m data_pipelines.run --pipeline=world --output="$output/world" \
   --seed="$seed" "${world[@]}"

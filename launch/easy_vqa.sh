@@ -57,17 +57,6 @@ if [ "$size" = smoke ]; then
   fine_tuned=(--shots=0 --config.n=4 --config.text_examples=0)
 fi
 
-# Ends the script. $1: the status of a command; $2: what it was.
-stopped() {
-  case "$1" in
-    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
-      say "$2 was stopped. The same command goes on"
-      exit "$1"
-      ;;
-    *) die "$2 did not succeed (the reason is above)" ;;
-  esac
-}
-
 # Makes records of the training split. $1: the form; the rest: options.
 records() {
   local form="$1"

@@ -70,17 +70,6 @@ if [ "$size" = smoke ]; then
   evaluation=(--config.n=8)
 fi
 
-# Ends the script. $1: the status of a command; $2: what it was.
-stopped() {
-  case "$1" in
-    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
-      say "$2 was stopped. The same command goes on"
-      exit "$1"
-      ;;
-    *) die "$2 did not succeed (the reason is above)" ;;
-  esac
-}
-
 # Trains a stage. $1: the stage; the rest: its options.
 stage() {
   local name="$1"

@@ -19,6 +19,22 @@ EXTRA="${FLAMINGO_EXTRA-$(cat "$VENV/extra" 2>/dev/null || true)}"
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
+# Ends the script if it was a signal that ended a program. $1: its status; $2: what it was.
+stop_if_asked() {
+  case "$1" in
+    75 | 76 | 130 | 143) # flamingo_jax/core/exit_status.py
+      say "$2 was stopped. The same command goes on"
+      exit "$1"
+      ;;
+  esac
+}
+
+# Ends the script: a program did not succeed. $1: its status; $2: what it was; $3: where it writes.
+stopped() {
+  stop_if_asked "$1" "$2"
+  die "$2 did not succeed (the reason is above)${3:+; what it did is in $3}"
+}
+
 # Prints the first interpreter that is at least 3.11.
 find_python() {
   local candidate candidates=(python3.11 python3.12 python3.13 python3 python)

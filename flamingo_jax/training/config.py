@@ -249,6 +249,13 @@ class TrainConfig:
                 f"unfrozen is {self.unfrozen}, and the {self.stage} stage freezes nothing; "
                 "expected () outside of the flamingo stage."
             )
+        given = {name: value for name, value in vars(self.towers).items() if value}
+        if given and self.stage != "flamingo":
+            (name, value), *_ = given.items()
+            raise FieldError(
+                f"towers.{name} is {value!r}, and the {self.stage} stage reads no tower: leave it "
+                "out. To go on from the weights of an export of this stage, give it as initial."
+            )
         if frozen := [name for name in self.towers.random if name not in self.unfrozen]:
             raise FieldError(
                 f"towers.random has {frozen[0]!r}, and unfrozen is {self.unfrozen}: random weights "
@@ -316,6 +323,12 @@ class TrainConfig:
                     f"data.datasets.{name}.length is {dataset.length}; expected at most {most}, "
                     f"the positions that the model of the {self.stage} stage has."
                 )
+        kinds = {dataset.kind for dataset in self.data.datasets.values() if dataset.weight}
+        if self.stage == "flamingo" and kinds == {"text"}:
+            raise FieldError(
+                "data.datasets has text alone with a weight above 0, and a Flamingo learns from "
+                "images: expected a dataset of another kind beside it; or stage = 'language_model'."
+            )
         if not any(dataset.weight for dataset in self.data.datasets.values()):
             names = ", ".join(f"data.datasets.{name}.weight" for name in self.data.datasets)
             raise FieldError(

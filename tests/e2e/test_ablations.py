@@ -20,7 +20,7 @@ from flamingo_jax.inference.model import Flamingo, InferenceConfig
 from flamingo_jax.models import sizes
 from flamingo_jax.training import logs
 from flamingo_jax.training import run as run_lib
-from flamingo_jax.training.config import TrainConfig
+from flamingo_jax.training.config import TowersConfig, TrainConfig
 from tests.inference import tiny
 from tests.training import small
 
@@ -153,3 +153,12 @@ def test_a_row_from_training_to_answers(row, world, towers, tmp_path):
     assert all(isinstance(text, str) for text in model.generate(prompts))
     scores = model.score(prompts, (" red", " blue"))
     assert np.isfinite(scores).all() and scores[0] != scores[1]
+
+    # Fine-tuning starts with all of the export's weights: an update of Adam is small.
+    tuned = dataclasses.replace(config, initial=str(tmp_path / "export"), towers=TowersConfig())
+    run_lib.train(tuned, tmp_path / "tuned", devices=ONE)
+    end = open_checkpoint(tmp_path / "tuned" / "export").params
+    most = 2 * config.optimizer.learning_rate
+    jax.tree.map(lambda old, new: np.testing.assert_allclose(new, old, atol=most), after.params, end)
+    same = jax.tree.map(np.array_equal, after.params, end)
+    assert {module.split("/")[1] for module, own in same.items() if not all(own.values())} == moved

@@ -138,6 +138,12 @@ def test_merged_with_pages_text_has_no_images(config):
             "optimizer.lm is .* does not train the language model",
         ),
         ("contrastive", {}, "text.kind is 'text'; the contrastive stage takes 'captions'"),
+        ("flamingo", {"data.datasets.pages.weight": 0.0}, "text alone with a weight above 0"),
+        (
+            "contrastive",
+            {"towers.lm": "lm/export"},
+            "towers.lm is 'lm/export', and the contrastive stage reads no tower",
+        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused(stage, fields, message):
