@@ -128,15 +128,15 @@ def opening(template: ChatTemplate, images: Sequence[Visual] = ()) -> list[Part]
 
 def answered(text: str, template: ChatTemplate) -> str:
     """Returns the prompt of what the model said, after a turn."""
-    return f" {text}{template.end}"
+    return f"{template.space}{text}{template.end}"
 
 
 def turn_of(words: Sequence[Part], template: ChatTemplate) -> list[Part]:
     """Returns the prompt of a turn: what the user says, up to the model's answer."""
-    texts = (part.strip() if isinstance(part, str) else part for part in words)
-    said: list[Part] = [
-        f" {part}" if isinstance(part, str) else part
-        for part in texts
-        if not isinstance(part, str) or part
-    ]
+    said: list[Part] = []
+    for part in words:
+        if not isinstance(part, str):
+            said.append(part)
+        elif part.strip():
+            said.append(f"{template.space}{part.strip()}" if template.space else part)
     return [template.user, *said, template.model]

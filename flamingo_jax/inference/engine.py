@@ -389,7 +389,12 @@ class Engine:
         media, chunk, cached = None, None, None
         if self.image_size is not None:
             media = self._media(batch, shape)
-            chunk = padding.xattn_chunk(batch.media_index, shape.num_images, config.xattn_chunk)
+            chunk = padding.xattn_chunk(
+                batch.media_index,
+                shape.num_images,
+                config.xattn_chunk,
+                runs=self.model.attends == "run",
+            )
         if prefix is not None:
             tokens_read = np.full(shape.rows, length, np.int32)
             cached = (prefix.rows, self.compiled.put(tokens_read, BATCH_AXES))

@@ -14,6 +14,7 @@ import numpy as np
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.inference.methods import Greedy, Method, Sample, is_whole
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt
+from flamingo_jax.models import media_context
 
 LONGEST = 2048  # tokens of an answer that are allowed in any case
 
@@ -165,21 +166,25 @@ def sampling(
     return seeds, temperature, top_p
 
 
-def xattn_chunk(media_index: np.ndarray, num_images: int, tokens: int) -> tuple[int, int] | None:
+def xattn_chunk(
+    media_index: np.ndarray, num_images: int, tokens: int, *, runs: bool = False
+) -> tuple[int, int] | None:
     """Returns (tokens, span) of the chunked cross-attention, or None if the full form is as cheap.
 
     Args:
         media_index: int32[B, L] phi.
         num_images: N.
         tokens: of a chunk; 0 = never chunked.
+        runs: whether a token attends a run of images (`models.media_context`).
 
     Returns:
         The span is the most images that a chunk attends, rounded up to a power of two.
     """
     if not tokens or media_index.shape[1] % tokens or not media_index.any():
         return None
-    phi = media_index.reshape(len(media_index), -1, tokens)
-    span = int((phi.max(axis=2) - np.where(phi > 0, phi, num_images + 1).min(axis=2)).max()) + 1
+    lowest = media_context.first_images(media_index) if runs else media_index
+    phi, lowest = (x.reshape(len(x), -1, tokens) for x in (media_index, lowest))
+    span = int((phi.max(axis=2) - np.where(phi > 0, lowest, num_images + 1).min(axis=2)).max()) + 1
     span = 1 << max(span - 1, 0).bit_length()
     return (tokens, span) if 2 * span <= num_images else None
 

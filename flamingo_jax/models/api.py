@@ -20,10 +20,11 @@ from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import frozen, vision
-from flamingo_jax.models.cache import GRAFTED, Blocks, Cache, CacheShape, Media
+from flamingo_jax.models.cache import GRAFTED, Blocks, Cache, CacheShape, Media, MediaRows
 from flamingo_jax.models.flamingo import FlamingoConfig, FlamingoModule
 from flamingo_jax.models.lm import LM
 from flamingo_jax.models.lm_config import LMConfig
+from flamingo_jax.models.media_context import Attends
 
 
 class Module(Protocol):
@@ -104,6 +105,7 @@ class Model:
         sees_images: False for a language model, which ignores images and has no `features`.
         reads_in_parts: whether a prompt can be read in two parts, each with its own visuals. False
             if tokens attend visuals of the other part (`XattnConfig.unseen`, `XattnConfig.attend`).
+        attends: the images that a token attends; "last" for a language model.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Model:
         cache: CacheShape,
         sees_images: bool,
         reads_in_parts: bool = True,
+        attends: Attends = "last",
         trains_vision: bool = False,
     ) -> None:
         """Transforms the module.
@@ -126,10 +129,12 @@ class Model:
             cache: shapes of the cache.
             sees_images: as above.
             reads_in_parts: as above.
+            attends: as above.
             trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
                 depth).
         """
         self.sees_images, self.reads_in_parts = sees_images, reads_in_parts
+        self.attends = attends
         self._trains_vision = trains_vision
         self._form, self._example, self._cache = form, example, cache
         self._stored = _transform(lambda: module(form.stored))
@@ -242,11 +247,12 @@ def flamingo(
         form = frozen.of_flamingo(config, unfrozen)
     lm, xattn = form.computed.lm, config.xattn
     heads = xattn.num_heads or lm.num_heads
-    media = (
+    media = MediaRows(
         xattn.num_layers(lm.num_layers),
-        config.resampler.num_latents,
-        heads,
+        config.num_latents,
+        xattn.num_kv_heads or heads,
         xattn.head_dim or lm.width // heads,
+        has_seen=xattn.attend == "run" or config.resampler is None,
     )
 
     blocks = {"": Blocks(lm, "flamingo/lm/blocks")}
@@ -272,6 +278,7 @@ def flamingo(
         cache=CacheShape(blocks, media),
         sees_images=True,
         reads_in_parts=xattn.unseen == "zero" and xattn.attend == "last",
+        attends=xattn.attend,
         trains_vision="vision" in unfrozen,
     )
 

@@ -1,7 +1,8 @@
 """The cache of decoding, and the visual inputs of a batch of prompts.
 
     lm        key, value     [layers, B, S, G, K]       a token's row is its position
-    media     key, value     [layers, B, 1, R, H, K]    each sequence's last image
+    media     key, value     [layers, B, 1, R, G, K]    each sequence's last image, or all N images
+              seen           [layers, B, N, R]          those latents that new tokens attend
     shared    relative       [layers, S, H, K]          the same for all sequences
 
 Grafted blocks (`models.flamingo.graft`) have such rows and tables too, with "grafted_" before their
@@ -52,8 +53,8 @@ class Cache:
     Attributes:
         lm: keys and values of the LM, and "raw", the input of its convolution, if it has one; and
             those of the grafted blocks.
-        media: keys and values of each sequence's last image; generated text attends no other image.
-            Empty for a language model.
+        media: keys and values of each sequence's last image, or of all if generated text attends
+            several (`XattnConfig.attend`). Empty for a language model.
         shared: what depends on the weights alone (`self_attention.distance_table`). If it is empty,
             each step computes it again.
         is_empty: whether it is known, when a program is compiled, that no token was written. The
@@ -156,8 +157,9 @@ def logical_axes(name: str, num_dims: int) -> Axes:
     """Returns the logical axes of a stacked array of a cache, words of `core.axes.RULES`.
 
     Args:
-        name: of the array: "key", "value", "raw" (what the convolution reads; it has no heads) or
-            "relative" (shared by all sequences); or one of these with GRAFTED before it.
+        name: of the array: "key", "value", "seen" and "raw" (of latents, and what the convolution
+            reads; they have no heads) or "relative" (shared by all sequences); or one of these with
+            GRAFTED before it.
         num_dims: of the array.
     """
     name = name.removeprefix(GRAFTED)
@@ -179,18 +181,35 @@ class Blocks(NamedTuple):
     path: str
 
 
+class MediaRows(NamedTuple):
+    """The sizes of the cross-attention's keys and values.
+
+    Attributes:
+        num_layers: of cross-attention.
+        num_latents: R, of an image.
+        num_kv_heads: G.
+        head_dim: K.
+        has_seen: whether new tokens attend only some of the latents that are kept.
+    """
+
+    num_layers: int
+    num_latents: int
+    num_kv_heads: int
+    head_dim: int
+    has_seen: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class CacheShape:
     """The sizes of a model that give the shapes of its cache.
 
     Attributes:
         blocks: {"": the LM's, GRAFTED: those on top of it, if there are some}.
-        media: (layers, R, H, K) of the cross-attention's keys and values; None for a language
-            model.
+        media: of the cross-attention; None for a language model.
     """
 
     blocks: Mapping[str, Blocks]
-    media: tuple[int, int, int, int] | None = None
+    media: MediaRows | None = None
 
     def empty(
         self, batch_size: int, length: int, dtype: DTypeLike, params: Params | None = None
@@ -207,9 +226,11 @@ class CacheShape:
                 lm[f"{prefix}raw"] = jnp.zeros((*rows, channels), dtype)
         media: Rows = {}
         if self.media is not None:
-            layers, *latents = self.media
+            layers, *latents, has_seen = self.media
             shape = (layers, batch_size, 1, *latents)
             media = {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
+            if has_seen:
+                media["seen"] = jnp.zeros(shape[:4], bool)
         return Cache(lm, media, self._shared(length, dtype, params), is_empty=True)
 
     def _shared(self, length: int, dtype: DTypeLike, params: Params | None) -> Rows:

@@ -48,6 +48,7 @@ class ModelConfig:
     """The parts of the model.
 
     The vision encoder is an NFNet, `vision`, or a `vit`: the other of the two is None.
+    A model of tiles needs no `resampler`. `predicts_new_tokens` is as in `FlamingoConfig`.
     `lm.vocab_size` and `text_encoder.vocab_size` may be 0; the programs then take the tokenizer's
     (`with_vocabulary`).
     """
@@ -60,6 +61,7 @@ class ModelConfig:
     resampler: ResamplerConfig | None = None
     xattn: XattnConfig | None = None
     new_tokens: tuple[str, ...] = ("<EOC>",)
+    predicts_new_tokens: bool = True
 
     def encoder(self) -> VisionConfig:
         """Returns the vision encoder, an NFNet or a ViT.
@@ -82,11 +84,18 @@ class ModelConfig:
         """
         return FlamingoConfig(
             vision=self.encoder(),
-            resampler=required(self.resampler, "resampler"),
+            resampler=self._resampler(),
             lm=required(self.lm, "lm"),
             xattn=required(self.xattn, "xattn"),
             new_tokens=self.new_tokens,
+            predicts_new_tokens=self.predicts_new_tokens,
         )
+
+    def _resampler(self) -> ResamplerConfig | None:
+        """The resampler; only a model of tiles can be without."""
+        if self.resampler is None and getattr(self, "tiled_vit", None) is not None:
+            return None
+        return required(self.resampler, "resampler")
 
     def without_adapters(self) -> ModelConfig:
         """Returns the config of the model with the adapters merged into its weights."""
@@ -102,7 +111,12 @@ class ModelConfig:
 
     def of_stage(self, stage: Stage) -> ModelConfig:
         """Returns only the parts that a stage uses; only Flamingo has rows for new tokens."""
-        used = {*PARTS[stage], "new_tokens", *(("vit",) if "vision" in PARTS[stage] else ())}
+        used = {
+            *PARTS[stage],
+            "new_tokens",
+            "predicts_new_tokens",
+            *(("vit",) if "vision" in PARTS[stage] else ()),
+        }
         unused = {field.name: None for field in dataclasses.fields(self) if field.name not in used}
         new_tokens = self.new_tokens if stage == "flamingo" else ()
         return dataclasses.replace(self, **unused, new_tokens=new_tokens)

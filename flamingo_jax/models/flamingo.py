@@ -37,8 +37,10 @@ from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models import self_attention, vision
 from flamingo_jax.models.cache import GRAFTED, Cache, Media
-from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, normalised_media
+from flamingo_jax.models.gated_xattn import GatedXattn, XattnConfig, as_layers_take
 from flamingo_jax.models.losses import joined_logits, next_token_losses
+from flamingo_jax.models.media_context import MediaContext
+from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.nn.linear import linear
@@ -49,13 +51,24 @@ class FlamingoConfig:
     """The parts of a Flamingo, and its new tokens.
 
     The paper adds "<EOC>" alone; its "<image>" is plain text.
+
+    Attributes:
+        vision: the vision encoder.
+        resampler: None = the encoder's features are the visual tokens (Llama 3.2), of images and
+            not of videos.
+        lm: the language model.
+        xattn: the layers between its blocks.
+        new_tokens: have the ids after the LM's vocabulary.
+        predicts_new_tokens: whether the new tokens have output rows; else they are read, and never
+            written or learnt as a target (Llama 3.2: `<|image|>`).
     """
 
     vision: VisionConfig
-    resampler: ResamplerConfig
+    resampler: ResamplerConfig | None
     lm: lm_lib.LMConfig
     xattn: XattnConfig
     new_tokens: tuple[str, ...] = ("<EOC>",)
+    predicts_new_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.xattn.num_layers(self.lm.num_layers) < 1:
@@ -70,6 +83,31 @@ class FlamingoConfig:
                 f"the language model's width of {self.lm.width} among the heads: expected fewer "
                 "heads, or the size of one as xattn.head_dim."
             )
+
+        heads, kv_heads = self.xattn.num_heads or self.lm.num_heads, self.xattn.num_kv_heads
+        if kv_heads and heads % kv_heads:
+            raise ConfigError(
+                f"xattn.num_kv_heads is {kv_heads}, and its layers have the language model's "
+                f"{heads} heads: expected a divisor, so that as many heads share each."
+            )
+        if self.resampler is None and (
+            self.xattn.media != "language" or isinstance(self.vision, NFNetConfig)
+        ):
+            raise ConfigError(
+                f"resampler is None, xattn.media is {self.xattn.media!r} and the encoder is a "
+                f"{type(self.vision).__name__}: without a resampler, the features of a ViT are "
+                "mapped to the language model's width. Expected media = 'language' and a ViT; or "
+                "a resampler."
+            )
+
+    @property
+    def num_latents(self) -> int:
+        """R, the visual tokens of an image or a video."""
+        if self.resampler is not None:
+            return self.resampler.num_latents
+        assert not isinstance(self.vision, NFNetConfig)
+        tiles = getattr(self.vision, "max_tiles", 1)
+        return tiles * vision.num_patches(self.vision, self.vision.image_size)
 
     @property
     def grafted(self) -> lm_lib.LMConfig | None:
@@ -115,6 +153,9 @@ class FlamingoModule(hk.Module):
     ) -> Float[Array, "M R D"]:
         """Returns R visual tokens for each image or video.
 
+        Without a resampler they are the features of all tiles, and 0 for tiles that are padding:
+        no token attends a latent of zeros.
+
         Frames are spread over all chips of the mesh, and so are the resampler's visual inputs if
         there are enough. So the chips that share one model exchange only latents, which are smaller
         than features.
@@ -125,15 +166,27 @@ class FlamingoModule(hk.Module):
             dtype: of the computation.
             rng: for a vision encoder that is trained (stochastic depth); None drops no block.
         """
-        latents = Resampler(self.config.resampler, name="resampler")(
-            self._encode_frames(frames, dtype, rng), frame_mask
-        )
+        seen = self._encode_frames(frames, dtype, rng)
+        if self.config.resampler is None:
+            latents = seen.reshape(seen.shape[0], -1, seen.shape[-1])
+            if latents.shape[1] != self.config.num_latents:
+                raise ConfigError(
+                    f"There is no resampler, and a visual input has {seen.shape[1]} frames of "
+                    f"{seen.shape[2]} features; expected {self.config.num_latents} features, those "
+                    "of one image of the encoder's size. A video needs a resampler."
+                )
+        else:
+            latents = Resampler(self.config.resampler, name="resampler")(seen, frame_mask)
         latents = constrain(latents, "media", "latents", None)
         if self.config.xattn.media == "resampler":
             return latents
-        return linear(
+        media = linear(
             latents, (self.config.lm.width,), axes=("vision", "embed"), bias=True, name="media"
         )
+        if self.config.resampler is not None:
+            return media
+        real = jnp.repeat(frame_mask != 0, seen.shape[2], axis=1)
+        return jnp.where(real[:, :, None], media, 0)
 
     @hk.name_like("__call__")
     def features(
@@ -172,14 +225,18 @@ class FlamingoModule(hk.Module):
         """Returns -log p(token l+1 | tokens and images before it), T = L - 1 (paper, equation 1).
 
         Arguments as in `models.api.Model`. A batch of text alone (N = 0) runs no vision encoder and
-        no cross-attention; the dense parts of the layers see it.
+        no cross-attention; the dense parts of the layers see it. The loss of a new token that is
+        never predicted is 0.
         """
         pool = None
         if batch.media_slot.shape[1]:
             pool = self.encode(batch.frames, batch.frame_mask, dtype=dtype, rng=rng)
         media = MediaContext(batch.media_index, pool, batch.media_slot, num_shards)
         logits, _ = self.decode(batch.tokens, self_attention.packed_context(batch.segment), media)
-        return next_token_losses(*logits, batch.tokens, self.config.lm.vocab_size)
+        losses = next_token_losses(*logits, batch.tokens, self.config.lm.vocab_size)
+        if self.config.predicts_new_tokens:
+            return losses
+        return jnp.where(batch.tokens[:, 1:] < self.config.lm.vocab_size, losses, 0.0)
 
     @hk.name_like("__call__")
     def extend(
@@ -223,11 +280,13 @@ class FlamingoModule(hk.Module):
         config = self.config
         new = None
         if config.new_tokens:
-            new = lm_lib.NewTokens(len(config.new_tokens), config.lm.width)()
+            size = (len(config.new_tokens), config.lm.width)
+            new = lm_lib.NewTokens(*size, are_predicted=config.predicts_new_tokens)()
         lm = lm_lib.LM(config.lm, new)
         x = lm.embed(tokens, context.positions)
-        if media.pool is not None:
-            media = media._replace(pool=normalised_media(media.pool, config.xattn))
+        media = as_layers_take(
+            media, config.xattn, context.segment, has_padding=config.resampler is None
+        )
         xattn = Stack(
             config.xattn.num_layers(config.lm.num_layers),
             lambda x, cached: GatedXattn(config.xattn, config.lm.num_heads, media)(x, cached),

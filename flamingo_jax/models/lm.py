@@ -285,6 +285,8 @@ class LM(hk.Module):
         base = jnp.where(padding[None, None, :], _NEVER, base)
         if self.new_tokens is None:
             return base, None
+        if self.new_tokens.output is None:
+            return base, jnp.full((*x.shape[:2], len(self.new_tokens.input)), _NEVER, base.dtype)
         rows = self.new_tokens.output.astype(x.dtype)
         return base, capped(einsum_float32("btd,nd->btn", x, rows), cap)
 
@@ -298,18 +300,21 @@ class LM(hk.Module):
 class NewTokens(hk.Module):
     """Trained rows of tokens that are not in the LM's vocabulary, such as `<EOC>` (paper, 2.4)."""
 
-    def __init__(self, num_tokens: int, width: int, *, name: str = "new_tokens"):
+    def __init__(
+        self, num_tokens: int, width: int, *, are_predicted: bool = True, name: str = "new_tokens"
+    ):
         super().__init__(name=name)
-        self.shape = (num_tokens, width)
+        self.shape, self.are_predicted = (num_tokens, width), are_predicted
 
     def __call__(self) -> NewTokenRows:
-        """Makes the two tables [num_tokens, D]."""
+        """Makes the table [num_tokens, D] of the input, and that of the output if there is one."""
         init, axes = hk.initializers.TruncatedNormal(self.shape[1] ** -0.5), ("new_tokens", "embed")
-        return NewTokenRows(*(param(name, self.shape, axes, init) for name in ("input", "output")))
+        names = ("input", "output") if self.are_predicted else ("input",)
+        return NewTokenRows(*(param(name, self.shape, axes, init) for name in names))
 
 
 class NewTokenRows(NamedTuple):
-    """The new tokens' rows of the input embedding and of the head."""
+    """The new tokens' rows of the input embedding and of the head; None = never predicted."""
 
     input: Float[Array, "N D"]
-    output: Float[Array, "N D"]
+    output: Float[Array, "N D"] | None = None

@@ -87,12 +87,13 @@ def capped(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
 
 def attend_own_image(
     q: Float[Array, "B L H K"],
-    k: Float[Array, "B N R H K"],
-    v: Float[Array, "B N R H K"],
+    k: Float[Array, "B N R G K"],
+    v: Float[Array, "B N R G K"],
     media_index: Int[Array, "B L"],
     average: Bool[Array, "B N"] | None = None,
     *,
-    all_before: bool = False,
+    first: Int[Array, "B L"] | None = None,
+    real: Bool[Array, "B N R"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """Masked cross-attention: token l attends the R latents of image phi(l) alone (paper, A.1.3).
 
@@ -101,33 +102,39 @@ def attend_own_image(
 
     Args:
         q: queries of the text.
-        k: keys of each image's latents.
+        k: keys of each image's latents; G divides H.
         v: values of each image's latents.
         media_index: phi; 1..N, or 0 for a token that attends no image and gets exactly 0.
         average: images for tokens with phi = 0, which get the mean over all latents of these images
             instead of 0, whatever the query. Not in the paper; the first IDEFICS has it.
-        all_before: True to attend the images 1..phi (Table 10, row ii).
+        first: the token attends the images from this number to phi; None = image phi alone.
+        real: False for latents that are padding, which no token attends; None = there is none.
     """
     batch, num_images, num_latents, heads, size = k.shape
     numbers = jnp.arange(1, num_images + 1, dtype=media_index.dtype)[None, None, :]
     phi = media_index[:, :, None]
-    own = numbers <= phi if all_before else numbers == phi
+    own = numbers == phi if first is None else (numbers >= first[:, :, None]) & (numbers <= phi)
     if average is not None:
         unseen = media_index == 0
         own = own | (unseen[:, :, None] & average[:, None, :])
         q = jnp.where(unseen[:, :, None, None], 0, q)  # equal scores
     flat = (batch, num_images * num_latents, heads, size)
-    return attend(q, k.reshape(flat), v.reshape(flat), jnp.repeat(own, num_latents, axis=-1))
+    mask = jnp.repeat(own, num_latents, axis=-1)
+    if real is not None:
+        mask = mask & real.reshape(batch, 1, -1)
+    return attend(q, k.reshape(flat), v.reshape(flat), mask)
 
 
 def attend_own_image_chunked(
     q: Float[Array, "B L H K"],
-    k: Float[Array, "B N R H K"],
-    v: Float[Array, "B N R H K"],
+    k: Float[Array, "B N R G K"],
+    v: Float[Array, "B N R G K"],
     media_index: Int[Array, "B L"],
     *,
     chunk: int,
     span: int,
+    first: Int[Array, "B L"] | None = None,
+    real: Bool[Array, "B N R"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """Computes `attend_own_image` at a cost that does not grow with the number of images.
 
@@ -142,7 +149,10 @@ def attend_own_image_chunked(
         media_index: phi.
         chunk: consecutive tokens that are computed together; divides L.
         span: images of the window; at least the largest (max phi - min phi over phi > 0) + 1 of a
-            chunk, which `inference.padding.xattn_chunk` computes on the host.
+            chunk, which `inference.padding.xattn_chunk` computes on the host. With `first`, the
+            smallest `first` takes the place of the smallest phi.
+        first: as in `attend_own_image`.
+        real: as in `attend_own_image`.
 
     Raises:
         ValueError: `chunk` does not divide L.
@@ -156,16 +166,25 @@ def attend_own_image_chunked(
     span = min(span, num_images)
     num_chunks = length // chunk
     phi = media_index.reshape(batch, num_chunks, chunk)
-    first = jnp.min(jnp.where(phi > 0, phi, num_images), axis=-1)  # 1-based
-    first = jnp.clip(first - 1, 0, num_images - span)  # [B, chunks], 0-based
-    window = first[:, :, None] + jnp.arange(span)[None, None, :]
+    lowest = phi if first is None else first.reshape(phi.shape)
+    start = jnp.min(jnp.where(phi > 0, lowest, num_images), axis=-1)  # 1-based
+    start = jnp.clip(start - 1, 0, num_images - span)  # [B, chunks], 0-based
+    window = start[:, :, None] + jnp.arange(span)[None, None, :]
 
     def gather(x: Array) -> Array:
-        picked = jax.vmap(lambda row, index: row[index])(x, window)  # [B, chunks, span, R, H, K]
-        return picked.reshape(batch * num_chunks, span, num_latents, heads, size)
+        picked = jax.vmap(lambda row, index: row[index])(x, window)  # [B, chunks, span, R, ...]
+        return picked.reshape(batch * num_chunks, span, num_latents, *x.shape[3:])
 
-    local = jnp.where(phi > 0, phi - first[:, :, None], 0).reshape(batch * num_chunks, chunk)
+    def local(numbers: Array) -> Array:
+        own = jnp.where(phi > 0, numbers.reshape(phi.shape) - start[:, :, None], 0)
+        return own.reshape(batch * num_chunks, chunk)
+
     out = attend_own_image(
-        q.reshape(batch * num_chunks, chunk, heads, size), gather(k), gather(v), local
+        q.reshape(batch * num_chunks, chunk, heads, size),
+        gather(k),
+        gather(v),
+        local(phi),
+        first=None if first is None else local(first),
+        real=None if real is None else gather(real),
     )
     return out.reshape(batch, length, heads, size)

@@ -235,7 +235,7 @@ def _flamingo(
 ) -> dict[str, float | int]:
     model = config.model.flamingo()
     lm, xattn, size = model.lm, model.xattn, config.data.image_size
-    latents = model.resampler.num_latents
+    latents = model.num_latents
     tokens, visual = fill.rows * fill.tokens, fill.images * latents
     # Gradients flow down to the first trained layer: to the embeddings of the new tokens, to the
     # first block of an LM that is trained, or to the first xattn layer.
@@ -256,10 +256,14 @@ def _flamingo(
     if not fill.images and not cached:  # text alone: of the layers, the dense parts are used
         attended = 0.0
         not_of_text = rf"{of_images}|/(query|query_norm|query_head_norm|out)/|/attention_gate$"
+        if xattn.skip_unseen:
+            not_of_text = "/"
     times = 1.0 + 2.0 * weights.backward
     vision_trained = weights.trained("flamingo/vision/.*")
     frame = vision_forward(model.vision, size)
-    resampled, projected = resampler_forward(model.resampler, model.vision, size, fill.frames)
+    resampled, projected = 0, 0
+    if model.resampler is not None:
+        resampled, projected = resampler_forward(model.resampler, model.vision, size, fill.frames)
     # Features of a frozen encoder need no gradient.
     not_needed = 0 if vision_trained else weights.backward * projected
     return {

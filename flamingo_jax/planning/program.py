@@ -319,7 +319,7 @@ def _lower_decode(
     config: TrainConfig, model: Model, mesh: Mesh, rows: int, prompts: Prompts
 ) -> Any:
     xattn = config.model.xattn
-    keeps_all = xattn is not None and xattn.attend == "all"
+    keeps_all = xattn is not None and xattn.attend != "last"
     cache = _cache(config, model, mesh, rows, prompts, prompts.shots + 1 if keeps_all else 1)
     token = _placed(mesh, (rows, 1), jnp.int32, BATCH_AXES)
 

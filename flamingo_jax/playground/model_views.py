@@ -16,6 +16,7 @@ import numpy as np
 from flamingo_jax.core import html_page, trees
 from flamingo_jax.core.trees import Params
 from flamingo_jax.inference.prompt import TokenisedPrompt, Visual, load_frames
+from flamingo_jax.models.media_context import Attends
 from flamingo_jax.tokenizers.base import Tokenizer
 
 _THUMBNAIL = 56  # pixels
@@ -101,7 +102,7 @@ def gate_values(params: Params) -> dict[str, list[float]]:
 
 
 def attended(
-    prompt: TokenisedPrompt, answer: Sequence[int], tokenizer: Tokenizer, *, sees_all: bool
+    prompt: TokenisedPrompt, answer: Sequence[int], tokenizer: Tokenizer, *, attends: Attends
 ) -> str:
     """Returns the tokens of a prompt and its answer, each with the colour of its image, phi.
 
@@ -109,7 +110,7 @@ def attended(
         prompt: tokenised.
         answer: token ids that the model wrote; they attend the last image.
         tokenizer: of the model.
-        sees_all: whether a token attends the images 1..phi, and not image phi alone.
+        attends: the images that a token attends.
     """
     last = int(prompt.media_index[-1])
     phi = [*map(int, prompt.media_index), *[last] * len(answer)]
@@ -122,7 +123,7 @@ def attended(
         (number + 1, _colour(number + 1), thumbnail(visual), phi.count(number + 1))
         for number, visual in enumerate(prompt.visuals)
     ]
-    return _render("attended", pieces=pieces, images=images, sees_all=sees_all)
+    return _render("attended", pieces=pieces, images=images, attends=attends)
 
 
 def piece_of(token: int, tokenizer: Tokenizer) -> str:

@@ -264,9 +264,7 @@ def attended(model: Flamingo, prompt: Prompt, answer: str) -> str:
     """
     read = model.read(prompt)
     words = model.tokenizer.encode_after(read.tail, f" {answer}") if answer.strip() else []
-    return model_views.attended(
-        read, words, model.tokenizer, sees_all=not model.engine.model.reads_in_parts
-    )
+    return model_views.attended(read, words, model.tokenizer, attends=model.engine.model.attends)
 
 
 def _told(work: Callable[[], Iterator[Any]]) -> Iterator[Any]:

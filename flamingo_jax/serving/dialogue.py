@@ -68,7 +68,7 @@ def prompt_of(
         elif turns or said:
             raise ApiError(f"{where} is of the system; expected before all others.", param=where)
         else:
-            start.append(f"{text.strip()}\n")
+            start.append(text.strip().join(template.system))
     if not any(not isinstance(part, str) or part.strip() for part in said):
         raise ApiError(
             "The last message says nothing of the user; expected a text or an image to answer.",

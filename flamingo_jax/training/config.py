@@ -313,9 +313,17 @@ class TrainConfig:
                 )
             if dataset.kind == "text" and not self._text_teaches_layers():
                 raise FieldError(
-                    f"data.datasets.{name}.kind is 'text', the language model is frozen and "
-                    "xattn.dense is False: text without images would train no layer. Leave the "
-                    "dataset out, or train the language model: unfrozen = ('lm',)."
+                    f"data.datasets.{name}.kind is 'text', the language model is frozen, and "
+                    "xattn.dense is False or xattn.skip_unseen is True: text without images would "
+                    "train no layer. Leave the dataset out, or train the language model: unfrozen "
+                    "= ('lm',)."
+                )
+            xattn = self.model.xattn
+            if dataset.kind == "interleaved" and dataset.p_next and xattn and xattn.attend == "run":
+                raise FieldError(
+                    f"data.datasets.{name}.p_next is {dataset.p_next}, and xattn.attend is 'run': "
+                    "text attends the images directly before it, and never the next one. Expected "
+                    "p_next = 0."
                 )
             most = self.model.max_length(self.stage)
             if most is not None and dataset.length > most:
@@ -344,7 +352,9 @@ class TrainConfig:
         if self.stage != "flamingo" or any(name.startswith("lm") for name in self.unfrozen):
             return True
         xattn = self.model.xattn
-        return xattn is None or xattn.dense or xattn.grafted_layers > 0
+        if xattn is None or xattn.grafted_layers > 0:
+            return True
+        return xattn.dense and not xattn.skip_unseen
 
     def _check_adapters(self) -> None:
         lm, trained = self.model.lm, "lm.lora" in self.unfrozen

@@ -172,6 +172,10 @@ def test_chunked_cross_attention_gives_the_same(model, alone):
     """The prefill of many shots by chunks against the full form (float32: 1e-4)."""
     phi = model.read(PROMPTS[4]).media_index
     assert xattn_chunk(np.pad(phi, (0, 32 - len(phi)))[None], 4, 4) == (4, 2)
+    side_by_side = np.asarray([[1, 2, 2, 2, 2, 2, 2, 2]], np.int32)
+    assert [xattn_chunk(side_by_side, 4, 4, runs=runs) for runs in (False, True)] == [(4, 2)] * 2
+    late = np.asarray([[0, 0, 0, 1, 2, 2, 2, 2]], np.int32)
+    assert [xattn_chunk(late, 2, 4, runs=runs) for runs in (False, True)] == [(4, 1), None]
     texts, scores = answers(
         model, PROMPTS[4:], config=dataclasses.replace(tiny.CONFIG, xattn_chunk=4)
     )

@@ -19,8 +19,9 @@ from flamingo_jax.core.stack import unrolled_weights
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.cache import Media
-from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, gather_media
+from flamingo_jax.models.gated_xattn import GatedXattn, XattnConfig
 from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.media_context import MediaContext, gather_media
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.sizes import FLAMINGOS

@@ -12,12 +12,15 @@ import pytest
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.axes import spec
-from flamingo_jax.core.config import FieldError
+from flamingo_jax.core.config import ConfigError, FieldError
 from flamingo_jax.core.params import axes_of
+from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.cache import Media
-from flamingo_jax.models.gated_xattn import GatedXattn, MediaContext, XattnConfig, normalised_media
+from flamingo_jax.models.gated_xattn import GatedXattn, XattnConfig, as_layers_take
 from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.media_context import MediaContext, first_images
+from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vit import ViTConfig
 from flamingo_jax.training.objective import FLAMINGO, rules_of
@@ -35,8 +38,12 @@ IDEFICS = XattnConfig(
     num_heads=H, head_dim=K, activation="swiglu", mlp_width=20, media="resampler", media_norm=False,
     norm="rms", norm_epsilon=1e-3, qk_norm=True, gate="vector",
 )  # fmt: skip
+LLAMA = dataclasses.replace(
+    IDEFICS, num_heads=2 * H, num_kv_heads=H, gate="scalar", attend="run", skip_unseen=True
+)
 CONFIGS = {
     "open_flamingo": OPEN_FLAMINGO,
+    "llama": LLAMA,
     "idefics": IDEFICS,
     "no gate": dataclasses.replace(OPEN_FLAMINGO, gate="none"),
     "vanilla": dataclasses.replace(OPEN_FLAMINGO, dense=False),
@@ -44,17 +51,22 @@ CONFIGS = {
 }
 RNG = np.random.default_rng(0)
 X, POOL = RNG.normal(size=(2, 5, D)), RNG.normal(size=(3, 4, W))
+POOL[0, 2:] = 0  # padding, for a model that has some
 PHI = np.array([[0, 1, 1, 2, 2], [0, 0, 0, 1, 1]])
+SIDE_BY_SIDE = np.array([[0, 1, 2, 2, 2], [0, 0, 0, 1, 1]])
 SLOT = np.array([[1, 0], [2, -1]])
 
 
-def _layer(config):
+def _phi(config):
+    return SIDE_BY_SIDE if config.attend == "run" else PHI
+
+
+def _layer(config, *, has_padding=False):
     """Returns (random weights, function of them)."""
     context = MediaContext(
-        jnp.asarray(PHI),
-        normalised_media(jnp.asarray(POOL, jnp.float32), config),
-        jnp.asarray(SLOT, jnp.int32),
+        jnp.asarray(_phi(config)), jnp.asarray(POOL, jnp.float32), jnp.asarray(SLOT, jnp.int32)
     )
+    context = as_layers_take(context, config, has_padding=has_padding)
     layer = hk.without_apply_rng(hk.transform(lambda x: GatedXattn(config, 4, context)(x)[0]))
     x = jnp.asarray(X, jnp.float32)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
@@ -65,8 +77,9 @@ def _layer(config):
     return params, lambda params: np.asarray(jax.jit(layer.apply)(params, x))
 
 
-def _reference(config, params):
+def _reference(config, params, *, has_padding=False):
     """Numpy float64, token by token."""
+    phi = _phi(config)
     p = {
         path.removeprefix("block/"): np.asarray(leaf, np.float64)
         for path, leaf in trees.flatten(params).items()
@@ -91,24 +104,27 @@ def _reference(config, params):
         return np.ones(()) if config.gate == "none" else np.tanh(p[name])
 
     out = X.copy()
-    for b, t in np.ndindex(PHI.shape):
-        own = [PHI[b, t]] if PHI[b, t] else []
-        if config.attend == "all":
-            own = list(range(1, PHI[b, t] + 1))
+    for b, t in np.ndindex(phi.shape):
+        own = [phi[b, t]] if phi[b, t] else []
+        if config.attend == "all" or (config.attend == "run" and b == 0):
+            own = list(range(1, phi[b, t] + 1))
         images = own or (
             [n + 1 for n in range(2) if SLOT[b, n] >= 0] if config.unseen == "average" else []
         )
         if images:
             media = np.concatenate([POOL[SLOT[b, n - 1]] for n in images])
+            media = media[np.any(media != 0, axis=1)] if has_padding else media
             q = of_heads(
                 np.einsum("d,dhk->hk", norm(X[b, t], "query_norm"), p["query/w"]), "query_head_norm"
             )
             k, v = (np.einsum("rd,dhk->rhk", media, p[f"{name}/w"]) for name in ("key", "value"))
-            scores = np.einsum("hk,rhk->hr", q, of_heads(k, "key_head_norm")) / np.sqrt(K)
+            k = of_heads(k, "key_head_norm")
+            k, v = (np.repeat(x, len(q) // x.shape[1], axis=1) for x in (k, v))
+            scores = np.einsum("hk,rhk->hr", q, k) / np.sqrt(K)
             scores = np.exp(scores if own else 0 * scores)
             seen = np.einsum("hr,rhk->hk", scores / scores.sum(-1, keepdims=True), v)
             out[b, t] += gate("attention_gate") * np.einsum("hk,hkd->d", seen, p["out/w"])
-        if not config.dense:
+        if not config.dense or (config.skip_unseen and not phi[b, t]):
             continue
         y = norm(out[b, t], "mlp_norm")
         up = y @ p["mlp/up/w"]
@@ -131,6 +147,33 @@ def test_parity_with_numpy(name, unseen):
     params, run = _layer(config)
     expected = _reference(config, params)
     np.testing.assert_allclose(run(params), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["open_flamingo", "llama", "all images"])
+def test_no_token_attends_padding(name):
+    params, run = _layer(CONFIGS[name], has_padding=True)
+    expected = _reference(CONFIGS[name], params, has_padding=True)
+    np.testing.assert_allclose(run(params), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(_layer(CONFIGS[name])[1](params) - expected).max() > 1e-2
+
+
+def test_a_token_without_an_image_passes_by_bit_for_bit():
+    params, run = _layer(LLAMA)
+    x = X.astype(np.float32)
+    np.testing.assert_array_equal(run(params)[SIDE_BY_SIDE == 0], x[SIDE_BY_SIDE == 0])
+    empty = MediaContext(jnp.zeros_like(PHI), slot=jnp.zeros((2, 0), jnp.int32))
+    layer = hk.transform(lambda x: GatedXattn(LLAMA, 4, empty)(x)[0])
+    np.testing.assert_array_equal(layer.apply({}, None, jnp.asarray(x)), x)
+
+
+def test_a_run_is_images_with_no_text_between_them_in_one_document():
+    phi = jnp.asarray([[0, 1, 1, 2, 3, 4, 4, 5, 6, 6], [1, 2, 0, 0, 3, 4, 5, 5, 5, 0]])
+    expected = [[0, 1, 1, 2, 2, 2, 2, 5, 5, 5], [1, 1, 1, 1, 3, 3, 3, 3, 3, 3]]
+    assert first_images(phi).tolist() == expected
+    assert first_images(np.asarray(phi)).tolist() == expected
+    segment = jnp.asarray([[1] * 8 + [2] * 2, [1] * 2 + [2] * 4 + [3] * 4])
+    expected = [[0, 1, 1, 2, 2, 2, 2, 5, 6, 6], [1, 1, 1, 1, 3, 3, 5, 5, 5, 5]]
+    assert first_images(phi, segment).tolist() == expected
 
 
 def test_the_average_of_the_unseen_changes_no_token_that_sees_an_image():
@@ -175,18 +218,28 @@ def test_what_an_ablation_leaves_out_has_no_weights(name, left_out):
     assert not ours - theirs
 
 
-@pytest.mark.parametrize("attend", ["last", "all"])
-def test_cached_decoding_equals_the_whole_forward(attend):
-    """Prefill up to the last image, then token by token. 1e-5: float32."""
-    xattn = dataclasses.replace(MODEL.xattn, attend=attend)
-    model = api.flamingo(dataclasses.replace(MODEL, xattn=xattn))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(
+def _random(shapes):
+    return jax.tree.map(
         lambda leaf: jnp.asarray(RNG.normal(0.1, 0.3, leaf.shape), jnp.float32), shapes
     )
+
+
+@pytest.mark.parametrize("attend", ["last", "all", "run", "run, no resampler"])
+def test_cached_decoding_equals_the_whole_forward(attend):
+    """Prefill up to the last image, then token by token. 1e-5: float32."""
+    config = dataclasses.replace(
+        MODEL, xattn=dataclasses.replace(MODEL.xattn, attend=attend.split(",")[0])
+    )
+    if attend.startswith("run"):
+        config = dataclasses.replace(config, xattn=dataclasses.replace(LLAMA, every=2))
+    if "no resampler" in attend:
+        xattn = dataclasses.replace(config.xattn, media="language")
+        config = dataclasses.replace(config, resampler=None, xattn=xattn)
+    model = api.flamingo(config)
+    params = _random(jax.eval_shape(model.init, jax.random.key(0)))
     tokens = jnp.asarray(RNG.integers(0, 20, PHI.shape), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32)[None], tokens.shape)
-    phi = jnp.asarray(PHI, jnp.int32)
+    phi = jnp.asarray(_phi(config.xattn), jnp.int32)
 
     @jax.jit
     def prefill(phi):
@@ -221,6 +274,72 @@ def test_every_table_matches_the_weights():
     assert split == {f"flamingo/xattn/block/{name}" for name in inside}
 
 
-def test_all_images_and_the_mean_of_the_unseen_exclude_each_other():
+@pytest.mark.parametrize("attend", ["all", "run"])
+def test_several_images_and_the_mean_of_the_unseen_exclude_each_other(attend):
     with pytest.raises(FieldError, match="Expected attend = 'last', or unseen = 'zero'"):
-        XattnConfig(attend="all", unseen="average")
+        XattnConfig(attend=attend, unseen="average")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"skip_unseen": True, "unseen": "average"}, "or skip_unseen = False"),
+        ({"skip_unseen": True, "dense": False}, "or skip_unseen = False"),
+        ({"num_heads": 6, "num_kv_heads": 4}, "6 is not divisible by num_kv_heads 4"),
+    ],
+)
+def test_options_that_do_not_go_together(options, match):
+    with pytest.raises(FieldError, match=match):
+        XattnConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"xattn": XattnConfig(num_kv_heads=3)}, "the language model's 2 heads"),
+        ({"resampler": None}, "Expected media = 'language' and a ViT"),
+        (
+            {"resampler": None, "vision": NFNetConfig(), "xattn": XattnConfig()},
+            "the encoder is a NFNetConfig",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together(parts, match):
+    with pytest.raises(ConfigError, match=match):
+        dataclasses.replace(MODEL, **parts)
+
+
+def test_key_and_value_heads_have_an_axis_of_their_own():
+    """A mesh that does not divide them has each of them on several chips (`sharding.layout`)."""
+    xattn = dataclasses.replace(LLAMA, every=2)
+    init = api.flamingo(dataclasses.replace(MODEL, xattn=xattn)).init
+    names = axes_of(init, jax.random.key(0))
+    block = "flamingo/xattn/block"
+    assert [names[f"{block}/{part}/w"][-2] for part in ("query", "key", "value")] == [
+        "heads", "kv_heads", "kv_heads",
+    ]  # fmt: skip
+
+
+def test_new_tokens_that_are_never_predicted_have_input_rows_alone():
+    config = dataclasses.replace(MODEL, new_tokens=("<image>", "<b>"), predicts_new_tokens=False)
+    model = api.flamingo(config)
+    params = _random(jax.eval_shape(model.init, jax.random.key(0)))
+    assert {path for path in trees.flatten(params) if "new_tokens" in path} == {
+        "flamingo/new_tokens/input"
+    }
+    tokens = jnp.asarray([[1, 20, 2, 21, 3]], jnp.int32)
+    ones, zeros = jnp.ones_like(tokens), jnp.zeros_like(tokens)
+    batch = Batch(
+        tokens=tokens, segment=ones, loss_weights=ones.astype(jnp.float32), media_index=zeros,
+        media_slot=zeros[:, :0], frames=jnp.zeros((0, 1, 8, 8, 3), jnp.uint8),
+        frame_mask=jnp.zeros((0, 1), bool),
+    )  # fmt: skip
+    losses = jax.jit(model.token_losses)(params, batch)[0]
+    assert losses[0] == losses[2] == 0 and min(losses[1], losses[3]) > 0
+    logits, _ = jax.jit(model.extend)(
+        params, model.empty_cache(1, 5, jnp.float32), tokens, jnp.arange(5)[None], zeros
+    )
+    assert logits.shape[-1] == 22 and bool(jnp.all(logits[..., 20:] < -1e29))
+    np.testing.assert_allclose(
+        -jax.nn.log_softmax(logits)[0, [1, 3], [2, 3]], losses[jnp.asarray([1, 3])], rtol=1e-5
+    )

@@ -62,6 +62,24 @@ def test_the_chunked_form_equals_the_full_form(chunk, span):
     assert np.all(np.asarray(chunked)[PHI == 0] == 0)
 
 
+@pytest.mark.parametrize(("chunk", "span"), [(12, 4), (4, 3), (3, 3)])
+def test_the_chunked_form_equals_the_full_form_with_runs_and_padding(chunk, span):
+    """Images 2 and 3 of the first row are attended together; heads of keys are shared by two."""
+    q, k, v = draw(3, 12, 4, 4), draw(3, 4, 5, 2, 4), draw(3, 4, 5, 2, 4)
+    first, real = np.where(PHI == 3, 2, PHI), RNG.random((3, 4, 5)) < 0.7
+    first[1] = np.where(PHI[1] > 0, 1, 0)
+    given = {"first": jnp.asarray(first), "real": jnp.asarray(real)}
+    inputs = [*map(jnp.asarray, (q, k, v, PHI))]
+    full = attend_own_image(*inputs, **given)
+    chunked = attend_own_image_chunked(*inputs, chunk=chunk, span=span, **given)
+    np.testing.assert_allclose(chunked, full, atol=1e-6)
+    flat = real[:, None] & (np.arange(1, 5) >= first[..., None])[..., None]
+    flat &= (np.arange(1, 5) <= PHI[..., None])[..., None]
+    joined = [x.reshape(3, 20, 2, 4) for x in (k, v)]
+    expected = reference(q, *joined, flat.reshape(3, 12, 20), np.zeros((3, 4, 12, 20)))
+    np.testing.assert_allclose(full, expected, atol=1e-5)
+
+
 def test_a_token_depends_on_its_own_image_alone():
     """Every other image is perturbed: no change, not in one bit; its own: a change (paper, 2.3)."""
     q, k, v = (
