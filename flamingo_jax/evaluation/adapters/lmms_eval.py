@@ -124,7 +124,7 @@ class Requests:
             prompt = self._prompt(*_question(requests[members[0][0]].args))
             texts = [text for _, text in members]
             distinct = list(dict.fromkeys(texts))
-            # A list of prompts: a prompt of text alone is a list of one str, which would be one too.
+            # A list of prompts: one prompt of text alone is a list of one str, and that is one too.
             scores = dict(zip(distinct, self.flamingo.score([prompt], distinct)[0], strict=True))
             longest = max(len(self.flamingo.tokenizer.encode(text)) for text in distinct)
             greedy = self.flamingo.generate([prompt], method=Greedy(longest))[0].strip()
