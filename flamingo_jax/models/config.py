@@ -10,7 +10,7 @@ A part that a stage does not use may be given, so that one file describes all st
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
@@ -117,7 +117,8 @@ class ModelConfig:
             "predicts_new_tokens",
             *(("vit",) if "vision" in PARTS[stage] else ()),
         }
-        unused = {field.name: None for field in dataclasses.fields(self) if field.name not in used}
+        names = [field.name for field in dataclasses.fields(self)]
+        unused: dict[str, Any] = {name: None for name in names if name not in used}
         new_tokens = self.new_tokens if stage == "flamingo" else ()
         return dataclasses.replace(self, **unused, new_tokens=new_tokens)
 

@@ -70,9 +70,9 @@ def first_images(media_index: T, segment: T | None = None) -> T:
     Returns:
         int[B, T] the numbers, from 1; of no meaning where phi = 0.
     """
-    xp, running_maximum = jnp, jax.lax.cummax
-    if isinstance(media_index, np.ndarray):
-        xp, running_maximum = np, np.maximum.accumulate
+    is_numpy = isinstance(media_index, np.ndarray)
+    xp: Any = np if is_numpy else jnp
+    running_maximum: Any = np.maximum.accumulate if is_numpy else jax.lax.cummax
 
     def before(x: Any) -> Any:
         return xp.pad(x, ((0, 0), (1, 0)))[:, :-1]
@@ -81,14 +81,15 @@ def first_images(media_index: T, segment: T | None = None) -> T:
     goes_on = is_tag & before(is_tag) & (media_index == before(media_index) + 1)
     if segment is not None:
         goes_on &= before(segment) == segment
-    return running_maximum(xp.where(is_tag & ~goes_on, media_index, 0), axis=1)
+    found: T = running_maximum(xp.where(is_tag & ~goes_on, media_index, 0), axis=1)
+    return found
 
 
 def seen_at_the_end(
     media_index: Int[Array, "B T"],
     first: Int[Array, "B T"],
     real: Bool[Array, "B N R"] | None,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> Bool[Array, "B N R"]:
     """Returns the latents that the next token attends: the real ones of the last run.
 

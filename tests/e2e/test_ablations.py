@@ -159,6 +159,8 @@ def test_a_row_from_training_to_answers(row, world, towers, tmp_path):
     run_lib.train(tuned, tmp_path / "tuned", devices=ONE)
     end = open_checkpoint(tmp_path / "tuned" / "export").params
     most = 2 * config.optimizer.learning_rate
-    jax.tree.map(lambda old, new: np.testing.assert_allclose(new, old, atol=most), after.params, end)
+    jax.tree.map(
+        lambda old, new: np.testing.assert_allclose(new, old, atol=most), after.params, end
+    )
     same = jax.tree.map(np.array_equal, after.params, end)
     assert {module.split("/")[1] for module, own in same.items() if not all(own.values())} == moved
