@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from flamingo_jax.inference.identity import Identify
-from flamingo_jax.inference.prompt import TokenisedPrompt
-from flamingo_jax.inference.shared_prefix import is_worth
+from flamingo_jax.inference.prompt import PromptBatch, TokenisedPrompt
+from flamingo_jax.inference.shared_prefix import is_worth, visuals_before
 from flamingo_jax.models.cache import Rows, length_of
 
 
@@ -85,6 +86,30 @@ class CachedPrefix:
             if mine != identity(theirs)
         )
         return _before_first(phi[:length] > next(others, shown))
+
+
+def prefix_of(
+    prompt: TokenisedPrompt,
+    batch: PromptBatch,
+    prefix: CachedPrefix | None,
+    rows: Any,
+    *,
+    alone: bool,
+) -> CachedPrefix:
+    """Returns what was read of the first prompt of a batch, for later prompts.
+
+    Args:
+        prompt: the first one, whole.
+        batch: with what was read of it.
+        prefix: what had been read before; None = nothing.
+        rows: keys and values of its tokens.
+        alone: as in `CachedPrefix.of`.
+    """
+    shown = [batch.identities[slot] for slot in batch.media_slot[0] if slot >= 0]
+    if prefix is not None:
+        before = visuals_before(prompt, len(prefix.tokens))
+        shown = [*prefix.visuals[:before], *shown]
+    return CachedPrefix.of(prompt, shown, rows, alone=alone)
 
 
 class PrefixCache:

@@ -32,7 +32,7 @@ from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.inference import compiled, padding, shared_prefix
 from flamingo_jax.inference.answering import read_and_answer, read_and_begin
 from flamingo_jax.inference.cache_of_latents import Latents, passes_of
-from flamingo_jax.inference.cache_of_prefixes import CachedPrefix, PrefixCache
+from flamingo_jax.inference.cache_of_prefixes import CachedPrefix, PrefixCache, prefix_of
 from flamingo_jax.inference.compiled import Compiled
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.identity import Identify, each_once
@@ -242,7 +242,7 @@ class Engine:
             **static,
         )
         if read is not None:
-            self._keep(_kept(prompts[0], batch, prefix, read, alone=False), prompts[0])
+            self._keep(prefix_of(prompts[0], batch, prefix, read, alone=False), prompts[0])
         return TokenStream(self.compiled, progress, sampling, limits, static)
 
     def sizes(
@@ -369,7 +369,7 @@ class Engine:
         )
         decoded, scores = compiled.fetch((decoded, scores))
         alone = prefix is None and method is None and candidates is None
-        kept = None if rows is None else _kept(prompts[0], batch, prefix, rows, alone=alone)
+        kept = None if rows is None else prefix_of(prompts[0], batch, prefix, rows, alone=alone)
         return decoded, scores, kept
 
     def _collated(
@@ -431,22 +431,6 @@ class Engine:
         latents = self.compiled(self.model.encode, *placed)
         self.compiled.finite(latents[frame_mask.any(axis=1)], "latents of images")
         return latents
-
-
-def _kept(
-    prompt: TokenisedPrompt,
-    batch: PromptBatch,
-    prefix: CachedPrefix | None,
-    rows: Any,
-    *,
-    alone: bool,
-) -> CachedPrefix:
-    """Returns what was read of the first prompt of a batch, for later prompts."""
-    shown = [batch.identities[slot] for slot in batch.media_slot[0] if slot >= 0]
-    if prefix is not None:
-        before = shared_prefix.visuals_before(prompt, len(prefix.tokens))
-        shown = [*prefix.visuals[:before], *shown]
-    return CachedPrefix.of(prompt, shown, rows, alone=alone)
 
 
 def _size(prompt: TokenisedPrompt, config: InferenceConfig) -> tuple[int, int]:
