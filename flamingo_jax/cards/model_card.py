@@ -20,6 +20,7 @@ from flamingo_jax.evaluation.report.joined_runs import RESULTS, read_results
 from flamingo_jax.evaluation.report.table import Table, TableRow
 from flamingo_jax.evaluation.report.training_logs import CONFIG
 from flamingo_jax.evaluation.report.units import unit
+from flamingo_jax.models.config import ENCODERS
 
 SECTIONS: Sections = (
     (
@@ -59,6 +60,7 @@ _PARTS = {
     "lm": "language model",
     "vision": "vision encoder, an NFNet",
     "vit": "vision encoder, a ViT",
+    "tiled_vit": "vision encoder, a ViT on tiles",
     "text_encoder": "text encoder",
     "resampler": "resampler",
     "xattn": "cross-attention layers",
@@ -67,16 +69,17 @@ _SHOWN = {
     "lm": ("num_layers", "width", "num_heads"),
     "vision": ("depths", "widths"),
     "vit": ("num_layers", "width", "num_heads", "patch_size"),
+    "tiled_vit": ("num_layers", "num_global_layers", "width", "num_heads", "patch_size"),
     "text_encoder": ("num_layers", "width", "num_heads"),
     "resampler": ("kind", "num_layers", "width", "num_heads", "num_latents"),
     "xattn": ("every", "gate", "attend"),
 }
 # The parts of each kind; an export may describe parts that its stage does not use.
 _OF_KIND = {
-    "flamingo": ("lm", "vision", "vit", "resampler", "xattn"),
+    "flamingo": ("lm", *ENCODERS, "resampler", "xattn"),
     "language_model": ("lm",),
-    "contrastive": ("vision", "vit", "text_encoder"),
-    "vision": ("vision", "vit"),
+    "contrastive": (*ENCODERS, "text_encoder"),
+    "vision": ENCODERS,
 }
 
 

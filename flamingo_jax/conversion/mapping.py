@@ -307,7 +307,8 @@ def plan(conversion: Conversion, *, dtype: Any = None) -> ConversionPlan:
     sources = conversion.files.names()
     try:
         most = max(len(sources), 10_000)  # layers; more would take all memory
-        for part in (conversion.model.lm, conversion.model.vit, conversion.model.text_encoder):
+        model = conversion.model
+        for part in (model.lm, model.vit, model.tiled_vit, model.text_encoder):
             if part is not None and part.num_layers > most:
                 raise ConversionError(
                     f"The config describes {part.num_layers} layers, and the files hold "

@@ -21,6 +21,7 @@ SOURCES: Mapping[str, str] = {
     "open_clip": "open_clip",
     "siglip": "siglip",
     "dinov2": "dinov2",
+    "mllama_vision": "mllama_vision",
     "hf_lm": "hf_lm",
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",

@@ -129,6 +129,7 @@ def write(encoder: VisionEncoder, images: Images, output: PathLike) -> str:
         image_size=passes.image_size,
         image_fit=passes.image_fit,
         background=passes.background,
+        max_tiles=passes.max_tiles,
     )
     hidden = not (is_first and sys.stderr.isatty())
     left_out = 0
@@ -175,10 +176,17 @@ def _add_all(writer: EmbeddingWriter, pieces: Iterator[tuple[list[str], np.ndarr
 
 
 def _try_decode(
-    get: Callable[[], bytes], *, image_size: int, image_fit: ImageFit, background: Background
+    get: Callable[[], bytes],
+    *,
+    image_size: int,
+    image_fit: ImageFit,
+    background: Background,
+    max_tiles: int,
 ) -> np.ndarray | None:
-    """Returns uint8[1, S, S, 3], or None for an image that cannot be read."""
+    """Returns uint8[H, W, 3], a square or the canvas of tiles; None if it cannot be read."""
     try:
-        return load_frames(get(), image_size, image_fit=image_fit, background=background)
+        return load_frames(
+            get(), image_size, image_fit=image_fit, background=background, max_tiles=max_tiles
+        )[0]
     except (PromptError, OSError):
         return None

@@ -5,7 +5,8 @@
 
 The same support examples come with many queries. A visual with a known identity is not read again.
 A video always has the largest number of frames, and those that it lacks are masked: so neither its
-time embeddings nor the compiled shape depend on the videos that it is encoded with.
+time embeddings nor the compiled shape depend on the videos that it is encoded with. So have the
+tiles of an image, if the encoder sees tiles.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from flamingo_jax.data.config import Background, ImageFit
+from flamingo_jax.data.images import tiles
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import Visual, load_frames
@@ -41,6 +43,7 @@ class Passes:
             devices.
         image_fit: how an image becomes a square.
         background: what is behind transparent pixels.
+        max_tiles: the most tiles that an image is cut into; 0 = it is one square.
     """
 
     image_size: int
@@ -50,10 +53,27 @@ class Passes:
     multiple: int
     image_fit: ImageFit = "pad"
     background: Background = "mean"
+    max_tiles: int = 0
 
     def rows(self, num_frames: int) -> int:
         """Returns the number of visuals with `num_frames` frames each that are encoded together."""
         return -(-max(self.frames // num_frames, 1) // self.multiple) * self.multiple
+
+    def padded(self, num_frames: int) -> int:
+        """Returns the number of frames that a visual with so many is padded to."""
+        return self.max_tiles or (1 if num_frames == 1 else self.video_frames)
+
+
+class _Frames(NamedTuple):
+    """The frames of a visual, and their number in the mask.
+
+    Attributes:
+        pixels: uint8[f, S, S, 3].
+        number: of the arrangement of an image's tiles; else 1.
+    """
+
+    pixels: np.ndarray
+    number: int = 1
 
 
 def passes_of(
@@ -63,6 +83,7 @@ def passes_of(
     multiple: int,
     image_fit: ImageFit,
     background: Background,
+    max_tiles: int = 0,
 ) -> Passes:
     """Returns the shapes in which a run encodes visuals; arguments as in `Passes`."""
     return Passes(
@@ -73,6 +94,7 @@ def passes_of(
         multiple,
         image_fit,
         background,
+        max_tiles,
     )
 
 
@@ -90,7 +112,7 @@ class Latents:
 
         Args:
             encode: (frames uint8[M, F, S, S, 3], frame_mask bool[M, F]) -> latents [M, R, D], in
-                every process.
+                every process. The mask of tiles is int8 (`models.vision.FrameMask`).
             passes: shapes.
             megabytes: bound on the memory between two calls.
         """
@@ -111,9 +133,9 @@ class Latents:
         found = {key: self._known[key] for key in keys if key in self._known}
         by_key = dict(zip(keys, visuals, strict=True))
         missing = {key: visual for key, visual in by_key.items() if key not in found}
-        waiting: dict[int, dict[bytes, np.ndarray]] = {}  # {number of frames: {identity: frames}}
+        waiting: dict[int, dict[bytes, _Frames]] = {}  # {number of frames: {identity: frames}}
         for key, frames in self._read(missing):
-            num_frames = 1 if len(frames) == 1 else self._passes.video_frames
+            num_frames = self._passes.padded(len(frames.pixels))
             group = waiting.setdefault(num_frames, {})
             group[key] = frames
             if len(group) == self._passes.rows(num_frames):
@@ -129,30 +151,36 @@ class Latents:
         self._keep({key: each for key, each in found.items() if is_same.get(key, True)})
         return np.stack([found[key] for key in keys])
 
-    def _read(self, missing: Mapping[bytes, Visual]) -> Iterator[tuple[bytes, np.ndarray]]:
+    def _read(self, missing: Mapping[bytes, Visual]) -> Iterator[tuple[bytes, _Frames]]:
         """Reads the frames of visuals, in their order, by several threads."""
         passes, keys = self._passes, iter(missing)
-        load = functools.partial(
-            load_frames,
-            image_size=passes.image_size,
-            image_fit=passes.image_fit,
-            background=passes.background,
-            video_frames=passes.video_frames,
-            video_rate=passes.video_rate,
-        )
+
+        def load(visual: Visual) -> _Frames:
+            size, most = passes.image_size, passes.max_tiles
+            pixels = load_frames(
+                visual,
+                size,
+                image_fit=passes.image_fit,
+                background=passes.background,
+                video_frames=passes.video_frames,
+                video_rate=passes.video_rate,
+                max_tiles=most,
+            )
+            return _Frames(*tiles.cut(pixels[0], size, most)) if most else _Frames(pixels)
+
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
             while some := list(itertools.islice(keys, _READERS)):
                 yield from zip(some, readers.map(load, [missing[key] for key in some]), strict=True)
 
     def _encode_group(
-        self, group: dict[bytes, np.ndarray], num_frames: int
+        self, group: dict[bytes, _Frames], num_frames: int
     ) -> dict[bytes, np.ndarray]:
         """Latents of visuals that are padded to the same number of frames."""
         rows, size = self._passes.rows(num_frames), self._passes.image_size
         frames = np.zeros((rows, num_frames, size, size, 3), np.uint8)
-        mask = np.zeros((rows, num_frames), bool)
-        for row, real in enumerate(group.values()):
-            frames[row, : len(real)], mask[row, : len(real)] = real, True
+        mask = np.zeros((rows, num_frames), np.int8 if self._passes.max_tiles else bool)
+        for row, (pixels, number) in enumerate(group.values()):
+            frames[row, : len(pixels)], mask[row, : len(pixels)] = pixels, number
         latents = self._encode(frames, mask)
         return {key: latents[row].copy() for row, key in enumerate(group)}
 

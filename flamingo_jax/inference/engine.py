@@ -104,7 +104,12 @@ class Engine:
         self.compiled = Compiled(params, mesh, name=name)
         shards = self.compiled.num_shards(ALL_AXES)
         passes = passes_of(
-            image_size or 1, config, multiple=shards, image_fit=image_fit, background=background
+            image_size or 1,
+            config,
+            multiple=shards,
+            image_fit=image_fit,
+            background=background,
+            max_tiles=model.max_tiles,
         )
         self._latents = Latents(self._encode, passes, megabytes=config.latents_megabytes)
         self._prefixes = PrefixCache(megabytes=config.prefix_megabytes)

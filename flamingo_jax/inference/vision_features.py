@@ -26,6 +26,7 @@ from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.visuals import Visual
 from flamingo_jax.models import encoders, int8
 from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.vision import tiles_of
 from flamingo_jax.sharding.mesh import AXES as ALL_AXES
 
 
@@ -76,6 +77,7 @@ class VisionEncoder:
             multiple=engine.compiled.num_shards(ALL_AXES),
             image_fit=engine.image_fit,
             background=engine.background,
+            max_tiles=engine.model.max_tiles,
         )
         return cls(engine.compiled, engine.model.features, passes, vision="flamingo/vision")
 
@@ -120,6 +122,7 @@ class VisionEncoder:
             multiple=compiled.num_shards(ALL_AXES),
             image_fit=opened.preprocessing.get("image_fit", "pad"),
             background=opened.preprocessing.get("background", "mean"),
+            max_tiles=tiles_of(encoder),
         )
         return cls(compiled, model.features, passes, vision="vision")
 

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 from flamingo_jax.core.paths import Path, PathLike, regular
 from flamingo_jax.data.config import Background, ImageFit
-from flamingo_jax.data.images import colours, video
+from flamingo_jax.data.images import colours, tiles, video
 from flamingo_jax.data.images import read as images
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
@@ -89,8 +89,9 @@ def load_frames(
     background: Background = "mean",
     video_frames: int = VIDEO_FRAMES,
     video_rate: float = VIDEO_RATE,
-) -> UInt8[np.ndarray, "F S S 3"]:
-    """Reads the frames of an image (F = 1) or a video.
+    max_tiles: int = 0,
+) -> UInt8[np.ndarray, "F H W 3"]:
+    """Reads the frames of an image (F = 1) or a video: squares, or an image before it is cut.
 
     A file, its bytes and the PIL image of it give the same frame; so does a uint8 array of the
     image's pixels if the image is upright, and is not a JPEG that is decoded at reduced size.
@@ -102,10 +103,13 @@ def load_frames(
         background: what is behind transparent pixels, as in training.
         video_frames: the most frames of a video.
         video_rate: frames per second of a video file.
+        max_tiles: 0 = a frame is a square of `image_size`. Else it is the canvas of an image
+            (`data.images.tiles.canvas`), whose tiles have this side; `image_fit` says nothing.
 
     Raises:
         PromptError: a missing file, a file that is neither an image nor a video, a segment outside
-            of the video, or an array with another shape or type, or with too many frames.
+            of the video, an array with another shape or type, or with too many frames, or a video
+            for a model that sees tiles.
     """
     if isinstance(visual, Path):
         visual = from_file(visual)
@@ -115,6 +119,12 @@ def load_frames(
             visual = visual.read()
     else:
         what = f"{len(visual)} bytes" if isinstance(visual, bytes) else "an array"
+    is_video = isinstance(visual, Video) or (isinstance(visual, np.ndarray) and visual.ndim == 4)
+    if max_tiles and is_video:
+        raise PromptError(
+            "prompt: got a video; this model sees an image as tiles, and no videos. Give single "
+            "frames of it as images."
+        )
     if isinstance(visual, Video):
         return _clip(visual, image_size, video_frames, video_rate, image_fit)
     encoded = visual if isinstance(visual, bytes) else None
@@ -126,10 +136,15 @@ def load_frames(
         encoded, what = images.encoded_of(visual), "a PIL image"
     if encoded is not None:
         with _unreadable(what):
+            if max_tiles:
+                return tiles.canvas(images.whole(encoded, background), image_size, max_tiles)[None]
             return images.decode(encoded, image_size, image_fit, background)[None]
     assert isinstance(visual, PIL.Image.Image | np.ndarray)  # for mypy: the rest is done
     frames = as_array(visual)
     _check_array(frames, what, video_frames)
+    if max_tiles:
+        rgb = colours.to_rgb(PIL.Image.fromarray(frames), background)
+        return tiles.canvas(rgb, image_size, max_tiles)[None]
     frames = frames[None] if frames.ndim == 3 else frames
     if frames.shape[1:] == (image_size, image_size, 3):
         return frames

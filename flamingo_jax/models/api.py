@@ -15,7 +15,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.notation import Array, Float, Float32, Int, UInt8
 from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.data.schema import Batch
@@ -44,7 +44,7 @@ class Module(Protocol):
     def encode(
         self,
         frames: UInt8[Array, "M F S S 3"],
-        frame_mask: Bool[Array, "M F"],
+        frame_mask: vision.FrameMask,
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float[Array, "M R D"]:
@@ -54,7 +54,7 @@ class Module(Protocol):
     def features(
         self,
         frames: UInt8[Array, "M F S S 3"],
-        frame_mask: Bool[Array, "M F"],
+        frame_mask: vision.FrameMask,
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
@@ -106,6 +106,7 @@ class Model:
         reads_in_parts: whether a prompt can be read in two parts, each with its own visuals. False
             if tokens attend visuals of the other part (`XattnConfig.unseen`, `XattnConfig.attend`).
         attends: the images that a token attends; "last" for a language model.
+        max_tiles: the most tiles that an image is cut into (`models.vision.tiles_of`); 0 = never.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Model:
         sees_images: bool,
         reads_in_parts: bool = True,
         attends: Attends = "last",
+        max_tiles: int = 0,
         trains_vision: bool = False,
     ) -> None:
         """Transforms the module.
@@ -130,11 +132,13 @@ class Model:
             sees_images: as above.
             reads_in_parts: as above.
             attends: as above.
+            max_tiles: as above.
             trains_vision: whether `token_losses` drops blocks of the vision encoder (stochastic
                 depth).
         """
         self.sees_images, self.reads_in_parts = sees_images, reads_in_parts
         self.attends = attends
+        self.max_tiles = max_tiles
         self._trains_vision = trains_vision
         self._form, self._example, self._cache = form, example, cache
         self._stored = _transform(lambda: module(form.stored))
@@ -170,13 +174,13 @@ class Model:
         )
 
     def encode(
-        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
+        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: vision.FrameMask
     ) -> Float[Array, "M R D"]:
         """Returns R visual tokens for each image or video; zeros for a language model."""
         return self._apply.encode(params, None, frames, frame_mask, dtype=dtype_of(params))
 
     def features(
-        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
+        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: vision.FrameMask
     ) -> Float32[Array, "M E"]:
         """Returns the mean of the vision encoder's grid, over positions and real frames.
 
@@ -260,15 +264,16 @@ def flamingo(
         blocks[GRAFTED] = Blocks(form.computed.grafted, "flamingo/grafted")
 
     def example() -> Batch[Array]:
-        ids, size = jnp.zeros((1, 2), jnp.int32), vision.example_size(config.vision)
+        ids = jnp.zeros((1, 2), jnp.int32)
+        frames = jnp.zeros((1, *vision.example_shape(config.vision)), jnp.uint8)
         return Batch(
             tokens=ids,
             segment=ids + 1,
             loss_weights=jnp.zeros((1, 2), jnp.float32),
             media_index=ids,
             media_slot=ids[:, :1],
-            frames=jnp.zeros((1, 1, size, size, 3), jnp.uint8),
-            frame_mask=jnp.ones((1, 1), bool),
+            frames=frames,
+            frame_mask=jnp.ones(frames.shape[:2], bool),
         )
 
     return Model(
@@ -279,6 +284,7 @@ def flamingo(
         sees_images=True,
         reads_in_parts=xattn.unseen == "zero" and xattn.attend == "last",
         attends=xattn.attend,
+        max_tiles=vision.tiles_of(config.vision),
         trains_vision="vision" in unfrozen,
     )
 

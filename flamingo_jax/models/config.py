@@ -2,7 +2,7 @@
 
     language_model    lm
     contrastive       vision or vit, text_encoder, contrastive
-    flamingo          vision or vit, resampler, lm, xattn, and rows for new_tokens
+    flamingo          vision or vit or tiled_vit, resampler, lm, xattn, and rows for new_tokens
 
 A part that a stage does not use may be given, so that one file describes all stages.
 """
@@ -19,10 +19,13 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.tiled_vit import TiledViTConfig
 from flamingo_jax.models.vision import VisionConfig
 from flamingo_jax.models.vit import ViTConfig
 
 T = TypeVar("T")
+ENCODERS = ("vision", "vit", "tiled_vit")
+"""The fields of the vision encoder, of which one is given."""
 Stage = Literal["language_model", "contrastive", "flamingo"]
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -47,7 +50,7 @@ def required(part: T | None, name: str) -> T:
 class ModelConfig:
     """The parts of the model.
 
-    The vision encoder is an NFNet, `vision`, or a `vit`: the other of the two is None.
+    The vision encoder is an NFNet, `vision`, or a `vit`, or a `tiled_vit`: the others are None.
     A model of tiles needs no `resampler`. `predicts_new_tokens` is as in `FlamingoConfig`.
     `lm.vocab_size` and `text_encoder.vocab_size` may be 0; the programs then take the tokenizer's
     (`with_vocabulary`).
@@ -55,6 +58,7 @@ class ModelConfig:
 
     vision: NFNetConfig | None = None
     vit: ViTConfig | None = None
+    tiled_vit: TiledViTConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     contrastive: ContrastiveConfig | None = None
     lm: LMConfig | None = None
@@ -67,14 +71,16 @@ class ModelConfig:
         """Returns the vision encoder, an NFNet or a ViT.
 
         Raises:
-            ValueError: none or both of them are given.
+            ValueError: none or several of them are given.
         """
-        if self.vision is not None and self.vit is not None:
+        given = [name for name in ENCODERS if getattr(self, name) is not None]
+        if len(given) > 1:
             raise ValueError(
-                "model.vision (an NFNet) and model.vit are both given: set the one that is not "
-                "used to None."
+                f"model.{given[0]} and model.{given[1]} are both given: a model has one vision "
+                "encoder. Set the one that is not used to None."
             )
-        return required(self.vision, "vision") if self.vit is None else self.vit
+        found: VisionConfig = required(getattr(self, given[0] if given else "vision"), "vision")
+        return found
 
     def flamingo(self) -> FlamingoConfig:
         """Returns the parts of Flamingo together.
@@ -93,7 +99,7 @@ class ModelConfig:
 
     def _resampler(self) -> ResamplerConfig | None:
         """The resampler; only a model of tiles can be without."""
-        if self.resampler is None and getattr(self, "tiled_vit", None) is not None:
+        if self.resampler is None and self.tiled_vit is not None:
             return None
         return required(self.resampler, "resampler")
 
@@ -115,7 +121,7 @@ class ModelConfig:
             *PARTS[stage],
             "new_tokens",
             "predicts_new_tokens",
-            *(("vit",) if "vision" in PARTS[stage] else ()),
+            *(ENCODERS if "vision" in PARTS[stage] else ()),
         }
         names = [field.name for field in dataclasses.fields(self)]
         unused: dict[str, Any] = {name: None for name in names if name not in used}

@@ -16,7 +16,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.notation import Array, Bool, Float32, Int, UInt8
 from flamingo_jax.core.precision import dtype_of
 from flamingo_jax.core.trees import Params
 from flamingo_jax.models import vision
@@ -69,8 +69,8 @@ class ContrastiveModel:
 
     def init(self, rng: Array) -> Params:
         """Returns new weights, float32."""
-        size = vision.example_size(self._vision)
-        frames, tokens = jnp.zeros((1, 1, size, size, 3), jnp.uint8), jnp.zeros((1, 2), jnp.int32)
+        frames = jnp.zeros((1, *vision.example_shape(self._vision)), jnp.uint8)
+        tokens = jnp.zeros((1, 2), jnp.int32)
         return self._transformed.init(rng, frames, tokens, tokens + 1)
 
     def compute_form_init(self, rng: Array) -> Params:
@@ -124,11 +124,7 @@ class VisionModel:
 
         def functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
             def features(frames: Array, frame_mask: Array, dtype: DTypeLike) -> Array:
-                flat = frames.reshape(-1, *frames.shape[2:])
-                encoded = vision.encode_frames(config, flat, dtype)
-                grids: Float[Array, "M F P E"] = encoded.reshape(
-                    *frames.shape[:2], *encoded.shape[1:]
-                )
+                grids = vision.encode_visuals(config, frames, frame_mask, dtype)
                 return vision.mean_features(grids, frame_mask)
 
             return features, features
@@ -137,12 +133,11 @@ class VisionModel:
 
     def init(self, rng: Array) -> Params:
         """Returns new weights, float32."""
-        size = vision.example_size(self._config)
-        frames = jnp.zeros((1, 1, size, size, 3), jnp.uint8)
-        return self._transformed.init(rng, frames, jnp.ones((1, 1), bool), jnp.float32)
+        frames = jnp.zeros((1, *vision.example_shape(self._config)), jnp.uint8)
+        return self._transformed.init(rng, frames, jnp.ones(frames.shape[:2], bool), jnp.float32)
 
     def features(
-        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: Bool[Array, "M F"]
+        self, params: Params, frames: UInt8[Array, "M F S S 3"], frame_mask: vision.FrameMask
     ) -> Float32[Array, "M E"]:
         """Returns the mean over the places of the encoder's last grid, and over real frames."""
         return self._transformed.apply(params, None, frames, frame_mask, dtype_of(params))

@@ -31,7 +31,7 @@ from jax.typing import DTypeLike
 from flamingo_jax.core import stack, trees
 from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.config import ConfigError
-from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
+from flamingo_jax.core.notation import Array, Float, Float32, Int, UInt8
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import lm as lm_lib
@@ -106,7 +106,7 @@ class FlamingoConfig:
         if self.resampler is not None:
             return self.resampler.num_latents
         assert not isinstance(self.vision, NFNetConfig)
-        tiles = getattr(self.vision, "max_tiles", 1)
+        tiles = max(vision.tiles_of(self.vision), 1)
         return tiles * vision.num_patches(self.vision, self.vision.image_size)
 
     @property
@@ -146,7 +146,7 @@ class FlamingoModule(hk.Module):
     def encode(
         self,
         frames: UInt8[Array, "M F S S 3"],
-        frame_mask: Bool[Array, "M F"],
+        frame_mask: vision.FrameMask,
         *,
         dtype: DTypeLike = jnp.float32,
         rng: Array | None = None,
@@ -162,11 +162,13 @@ class FlamingoModule(hk.Module):
 
         Args:
             frames: pixels, 0..255.
-            frame_mask: False for padding.
+            frame_mask: which frames are real.
             dtype: of the computation.
             rng: for a vision encoder that is trained (stochastic depth); None drops no block.
         """
-        seen = self._encode_frames(frames, dtype, rng)
+        seen = vision.encode_visuals(
+            self.config.vision, frames, frame_mask, dtype, is_training=rng is not None, rng=rng
+        )
         if self.config.resampler is None:
             latents = seen.reshape(seen.shape[0], -1, seen.shape[-1])
             if latents.shape[1] != self.config.num_latents:
@@ -176,7 +178,7 @@ class FlamingoModule(hk.Module):
                     "of one image of the encoder's size. A video needs a resampler."
                 )
         else:
-            latents = Resampler(self.config.resampler, name="resampler")(seen, frame_mask)
+            latents = Resampler(self.config.resampler, name="resampler")(seen, frame_mask != 0)
         latents = constrain(latents, "media", "latents", None)
         if self.config.xattn.media == "resampler":
             return latents
@@ -192,26 +194,13 @@ class FlamingoModule(hk.Module):
     def features(
         self,
         frames: UInt8[Array, "M F S S 3"],
-        frame_mask: Bool[Array, "M F"],
+        frame_mask: vision.FrameMask,
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Float32[Array, "M E"]:
         """Returns the mean of the vision encoder's features, to find similar images."""
-        return vision.mean_features(self._encode_frames(frames, dtype), frame_mask)
-
-    @hk.name_like("__call__")
-    def _encode_frames(
-        self, frames: UInt8[Array, "M F S S 3"], dtype: DTypeLike, rng: Array | None = None
-    ) -> Float[Array, "M F P E"]:
-        num_inputs, num_frames = frames.shape[:2]
-        images = constrain(frames.reshape(-1, *frames.shape[2:]), "images", None, None, None)
-        seen = vision.encode_frames(
-            self.config.vision, images, dtype, is_training=rng is not None, rng=rng
-        )
-        seen = constrain(seen, "images", None, None)
-        return constrain(
-            seen.reshape(num_inputs, num_frames, *seen.shape[1:]), "images", None, None, None
-        )
+        features = vision.encode_visuals(self.config.vision, frames, frame_mask, dtype)
+        return vision.mean_features(features, frame_mask)
 
     @hk.name_like("__call__")
     def token_losses(

@@ -13,6 +13,7 @@ from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
+from flamingo_jax.models.tiled_vit import TiledViTConfig
 from flamingo_jax.models.vit import ViTConfig
 
 # NFNet F0-F6 (Brock et al. 2021, Table 1): variant n has n + 1 times the depth of F0; F6 is
@@ -57,6 +58,22 @@ VITS: Mapping[str, ViTConfig] = {
     ),
     "tiny": ViTConfig(
         patch_size=8, width=32, num_layers=2, num_heads=4, mlp_width=64, image_size=32
+    ),
+}
+
+# Llama 3.2 Vision's: 863.6M weights in the instruct models. The base models have the same layers
+# and tiles of 448 pixels. "tiny" has tiles of 2 x 2 patches of 8 pixels.
+TILED_VITS: Mapping[str, TiledViTConfig] = {
+    "llama": TiledViTConfig(),
+    "tiny": TiledViTConfig(
+        patch_size=8,
+        width=32,
+        num_layers=3,
+        num_global_layers=2,
+        num_heads=4,
+        mlp_width=64,
+        image_size=16,
+        kept=(0, 1),
     ),
 }
 

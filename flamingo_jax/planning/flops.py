@@ -32,7 +32,13 @@ from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models.config import required
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import Resampler, ResamplerConfig
-from flamingo_jax.models.vision import VisionConfig, encode_frames, num_patches
+from flamingo_jax.models.vision import (
+    VisionConfig,
+    encode_visuals,
+    example_shape,
+    num_patches,
+    output_width,
+)
 from flamingo_jax.training.config import TrainConfig
 from flamingo_jax.training.objective import Objective
 
@@ -300,9 +306,15 @@ def _similarity(config: TrainConfig, pairs: int) -> float:
 
 @functools.lru_cache(maxsize=8)
 def vision_forward(config: VisionConfig, image_size: int) -> int:
-    """Returns the FLOPs of encoding one frame: 2 x 116.55e9 for NFNet-F6 at 320 x 320 pixels."""
-    frames = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    return traced(lambda frames: encode_frames(config, frames, jnp.float32), frames)
+    """Returns the FLOPs of encoding one frame: 2 x 116.55e9 for NFNet-F6 at 320 x 320 pixels.
+
+    Tiles of an image are encoded together: it is the share of one of them.
+    """
+    number = example_shape(config)[0]
+    frames = jax.ShapeDtypeStruct((1, number, image_size, image_size, 3), jnp.uint8)
+    mask = jax.ShapeDtypeStruct(frames.shape[:2], jnp.bool_)
+    encode = lambda frames, mask: encode_visuals(config, frames, mask, jnp.float32)
+    return traced(encode, frames, mask) // number
 
 
 @functools.lru_cache(maxsize=8)
@@ -313,7 +325,7 @@ def resampler_forward(
 
     The second number is 0 if the resampler has no input projection.
     """
-    features = _abstract(1, num_frames, num_patches(vision, image_size), vision.width)
+    features = _abstract(1, num_frames, num_patches(vision, image_size), output_width(vision))
     mask = jax.ShapeDtypeStruct((1, num_frames), jnp.bool_)
     whole = traced(lambda x, visible: Resampler(config)(x, visible), features, mask)
     return whole, 2 * math.prod(features.shape) * config.width if config.input_projection else 0

@@ -28,6 +28,7 @@ from flamingo_jax.inference import decode as decode_lib
 from flamingo_jax.models import int8
 from flamingo_jax.models.api import Model
 from flamingo_jax.models.cache import Cache, Media, logical_axes
+from flamingo_jax.models.vision import tiles_of
 from flamingo_jax.planning import flops
 from flamingo_jax.sharding import compile as compile_lib
 from flamingo_jax.sharding.mesh import BATCH_AXES, num_batch_shards
@@ -168,7 +169,8 @@ def inference(config: TrainConfig, mesh: Mesh, name: str, prompts: Prompts) -> P
     lower = _lower_prefill if name == "prefill" else _lower_decode
     lowered = lower(config, model, mesh, rows, prompts)
     read = (prompts.length, 0) if name == "prefill" else (1, prompts.length)
-    fill = flops.Fill(rows, read[0], images if name == "prefill" else 0, 1)
+    frames = _frames_of_image(config)
+    fill = flops.Fill(rows, read[0], images if name == "prefill" else 0, frames)
     seen = 0 if name == "prefill" else prompts.shots + 1
     needed = flops.of_inference(config, objective, fill, cached=read[1], seen=seen)
     return Program(lowered, needed, parameters(objective.model.init), tuple(assumptions))
@@ -250,6 +252,11 @@ def _weights(config: TrainConfig, model: Model, mesh: Mesh) -> Any:
     return compile_lib.with_shardings(abstract, compile_lib.shardings_of(abstract, axes, mesh))
 
 
+def _frames_of_image(config: TrainConfig) -> int:
+    """Returns F of an image: 1, or the most tiles that it is cut into."""
+    return max(tiles_of(config.model.encoder()), 1) if config.stage == "flamingo" else 1
+
+
 def _placed(
     mesh: Mesh, shape: tuple[int, ...], dtype: Any, *partition: Any
 ) -> jax.ShapeDtypeStruct:
@@ -289,8 +296,9 @@ def _lower_prefill(
     size, images = config.data.image_size, rows * (prompts.shots + 1)
     text = _placed(mesh, (rows, prompts.length), jnp.int32, BATCH_AXES)
     lengths = _placed(mesh, (rows,), jnp.int32, BATCH_AXES)
-    frames = _placed(mesh, (images, 1, size, size, 3), jnp.uint8, BATCH_AXES)
-    mask = _placed(mesh, (images, 1), jnp.bool_, BATCH_AXES)
+    number = _frames_of_image(config)
+    frames = _placed(mesh, (images, number, size, size, 3), jnp.uint8, BATCH_AXES)
+    mask = _placed(mesh, (images, number), jnp.bool_, BATCH_AXES)
     slot = _placed(mesh, (rows, prompts.shots + 1), jnp.int32, BATCH_AXES)
     has_images = config.stage == "flamingo"
 

@@ -46,7 +46,11 @@ def assembled(
     """
     metrics, uploads = ServerMetrics(), Uploads(options.files_megabytes)
     engine = model.engine
-    settings = {"image_fit": engine.image_fit, "background": engine.background}
+    settings = {
+        "image_fit": engine.image_fit,
+        "background": engine.background,
+        "max_tiles": engine.model.max_tiles,
+    }
     images = RequestImages(size=engine.image_size, settings=settings, uploads=uploads, fetch=fetch)
     work = Batches(
         model,

@@ -98,7 +98,7 @@ class RequestImages:
 
         Args:
             size: side in pixels; None = the model reads text alone.
-            settings: image_fit and background, as in training.
+            settings: image_fit, background and max_tiles, as in training.
             uploads: the uploaded files.
             fetch: of remote URLs; None = they are refused.
         """
@@ -106,7 +106,7 @@ class RequestImages:
         self._uploads, self._fetch = uploads, fetch
 
     def __call__(self, part: Mapping[str, Any], where: str) -> np.ndarray:
-        """Returns the pixels uint8[S, S, 3] of a content part.
+        """Returns the pixels uint8[H, W, 3] of a content part: a square, or the canvas of tiles.
 
         Raises:
             ApiError: it has no image, or one that cannot be had.

@@ -2,7 +2,8 @@
 
     TrainConfig
       stage, name, seed, steps
-      model      vision | vit, text_encoder, contrastive, lm, resampler, xattn, new_tokens
+      model      vision | vit | tiled_vit, text_encoder, contrastive, lm, resampler, xattn,
+                 new_tokens
       data       tokenizer, image_size, datasets {name: batch size, lambda, ...}
       initial, unfrozen         fine-tuning (paper, B.2.2)
       mixing     accumulate | round_robin | merged
@@ -25,7 +26,7 @@ from flamingo_jax.data.config import DataConfig
 from flamingo_jax.models.config import PARTS, ModelConfig, Stage
 from flamingo_jax.models.frozen import Unfrozen
 from flamingo_jax.models.losses import LossConfig
-from flamingo_jax.models.vision import num_patches
+from flamingo_jax.models.vision import num_patches, tiles_of
 from flamingo_jax.sharding.mesh import MeshConfig
 from flamingo_jax.training import left_out
 from flamingo_jax.training.hooks import HooksConfig
@@ -202,10 +203,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1), "steps")
         ranges.check(self, seeds.RANGE, "seed")
+        optional = {"vision", *(("resampler",) if self.model.tiled_vit is not None else ())}
         if missing := [
             part
             for part in PARTS[self.stage]
-            if part != "vision" and getattr(self.model, part) is None
+            if part not in optional and getattr(self.model, part) is None
         ]:
             raise ValueError(
                 f"Stage {self.stage!r} needs model.{{{', '.join(PARTS[self.stage])}}}, and "
@@ -301,6 +303,18 @@ class TrainConfig:
             num_patches(encoder, self.data.image_size)
         except ValueError as error:
             raise FieldError(f"data.image_size is {self.data.image_size}: {error}") from error
+        tiles = tiles_of(encoder)
+        if tiles and self.stage == "contrastive":
+            raise FieldError(
+                "model.tiled_vit is given, and the contrastive stage learns from images that are "
+                "one square: expected model.vision or model.vit."
+            )
+        for name, dataset in self.data.datasets.items():
+            if tiles and dataset.num_visuals and dataset.num_frames != tiles:
+                raise FieldError(
+                    f"data.datasets.{name}.num_frames is {dataset.num_frames}; expected {tiles}, "
+                    "the most tiles of an image (model.tiled_vit.max_tiles)."
+                )
 
     def _check_datasets(self) -> None:
         if not self.data.datasets:

@@ -41,13 +41,13 @@ def tokenizer_of(config: TrainConfig) -> Tokenizer:
 
 
 def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) -> None:
-    """Checks what the config says of the tokenizer, of probes and of deviations.
+    """Checks what the config says of the tokenizer, of images, of probes and of deviations.
 
     The model and the tokenizer both count the ids of new tokens from V.
 
     Raises:
-        ConfigError: if the vocabulary does not fit, the probe of `config.until` is unknown, or
-            `config.resume` names what cannot change.
+        ConfigError: if the vocabulary does not fit, the model sees images as tiles, the probe of
+            `config.until` is unknown, or `config.resume` names what cannot change.
     """
     deviations.check(config)
     lm, pieces = config.model.lm, tokenizer.vocab_size
@@ -57,6 +57,13 @@ def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) ->
             f"{config.data.tokenizer} has {pieces} pieces. Give the tokenizer of the language "
             "model's export: where a table has more rows than pieces, the prompt.json beside it "
             "says so."
+        )
+    shown = [name for name, each in config.data.datasets.items() if each.num_visuals]
+    if config.model.tiled_vit is not None and shown:
+        raise config_lib.ConfigError(
+            f"config.model.tiled_vit sees an image as tiles, and the images of the dataset "
+            f"{shown[0]!r} are read as squares: such a model answers prompts, and is not trained "
+            "on images yet. Expected model.vision or model.vit; or datasets of text alone."
         )
     if config.until and config.until.probe not in probes:
         raise config_lib.ConfigError(

@@ -23,7 +23,7 @@ from flamingo_jax.checkpoint import card as card_lib
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths, trees
-from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.config import ENCODERS, ModelConfig
 from flamingo_jax.tokenizers import base as tokenizer_lib
 from flamingo_jax.training.config import TrainConfig
 
@@ -50,7 +50,7 @@ _TOWERS = {
     "lm": _Tower("language_model", ("lm",), {"language_model": "lm", "flamingo": "flamingo/lm"}),
     "vision": _Tower(
         "contrastive",
-        ("vision", "vit"),
+        ENCODERS,
         {"contrastive": "contrastive/vision", "vision": "vision", "flamingo": "flamingo/vision"},
     ),
 }
@@ -70,7 +70,7 @@ class _Trained(NamedTuple):
 
 _TRAINED = {
     "language_model": _Trained(("lm",), ("lm",)),
-    "contrastive": _Trained(("contrastive",), ("vision", "vit", "text_encoder")),
+    "contrastive": _Trained(("contrastive",), (*ENCODERS, "text_encoder")),
     "flamingo": _Trained(
         tuple(
             f"flamingo/{part}" for part in ("resampler", "media", "xattn", "grafted", "new_tokens")

@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from flamingo_jax.inference import cache_of_latents
 from flamingo_jax.inference.cache_of_latents import Latents, Passes
-from flamingo_jax.inference.visuals import Deferred, Image
+from flamingo_jax.inference.visuals import Deferred, Image, PromptError, Video
 from tests.inference import tiny
 
 
@@ -123,3 +124,30 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
     assert len(latents) == 0
     latents([Image(file)])
     assert len(latents) == 1
+
+
+def test_an_image_goes_to_the_encoder_as_its_tiles():
+    """All that it can have, with the number of their arrangement on those that it has."""
+    seen = []
+
+    def encode(frames, mask):
+        seen.append((frames.copy(), mask.copy()))
+        return frames[:, :, 0, 0].astype(np.float32)
+
+    latents = Latents(encode, Passes(16, 3, 3.0, 8, 1, max_tiles=4), megabytes=1)
+    wide, square = np.full((10, 30, 3), 7, np.uint8), np.full((16, 16, 3), 9, np.uint8)
+    found = latents([wide, square])
+    [(frames, mask)] = seen
+    assert frames.shape == (2, 4, 16, 16, 3) and mask.dtype == np.int8
+    assert mask.tolist() == [[2, 2, 0, 0], [1, 0, 0, 0]]  # one row of two tiles; one tile
+    assert (frames[0, :2, :10, :14] == 7).all() and not frames[0, 2:].any()
+    assert not frames[0, :2, 10:].any(), "black below the image, which is not enlarged"
+    assert found[:, :2, 0].tolist() == [[7, 7], [9, 0]]
+
+
+@pytest.mark.parametrize("video", [VIDEO, Video("clip.mp4")])
+def test_a_model_that_sees_tiles_refuses_a_video(video, monkeypatch):
+    monkeypatch.setattr(cache_of_latents, "identity", lambda visual: b"video")
+    latents = Latents(Encoder(), Passes(16, 3, 3.0, 8, 1, max_tiles=4), megabytes=1)
+    with pytest.raises(PromptError, match="got a video; this model sees an image as tiles"):
+        latents([video])

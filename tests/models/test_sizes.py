@@ -10,7 +10,8 @@ from flamingo_jax.core.params import axes_of
 from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig
 from flamingo_jax.models.nfnet import NFNet
 from flamingo_jax.models.resampler import Resampler
-from flamingo_jax.models.sizes import NFNETS, RESAMPLERS, TEXT_ENCODERS, VITS
+from flamingo_jax.models.sizes import NFNETS, RESAMPLERS, TEXT_ENCODERS, TILED_VITS, VITS
+from flamingo_jax.models.tiled_vit import TiledViT
 from flamingo_jax.models.vit import ViT
 
 
@@ -22,6 +23,10 @@ def _of(dtype, *shape):
 MODELS = {
     "nfnet_f0": (lambda x: NFNet(NFNETS["F0"])(x), [_of(jnp.float32, 1, 64, 64, 3)]),
     "vit_tiny": (lambda x: ViT(VITS["tiny"])(x), [_of(jnp.float32, 1, 32, 32, 3)]),
+    "tiled_vit_tiny": (
+        lambda x, numbers: TiledViT(TILED_VITS["tiny"])(x, numbers),
+        [_of(jnp.float32, 1, 4, 16, 16, 3), _of(jnp.int32, 1, 4)],
+    ),
     "resampler_tiny": (
         lambda x, mask: Resampler(RESAMPLERS["tiny"])(x, mask),
         [_of(jnp.float32, 1, 1, 16, NFNETS["tiny"].width), _of(jnp.bool_, 1, 1)],

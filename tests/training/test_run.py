@@ -23,6 +23,7 @@ from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.preemption import EndedAsAsked
 from flamingo_jax.data import schema
 from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.models.sizes import TILED_VITS
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from flamingo_jax.training import logs
@@ -216,6 +217,33 @@ def test_a_vocabulary_larger_than_the_models_is_refused(config, tmp_path, never_
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lm=lm))
     with pytest.raises(ConfigError, match=r"vocab_size is 8, and the tokenizer .* has \d+ pieces"):
         run_lib.train(config, tmp_path, devices=ONE)
+
+
+def _with_tiles(config, num_frames):
+    """Returns the config of a model that sees tiles; it is checked as it is made."""
+    datasets = {
+        name: dataclasses.replace(dataset, num_frames=num_frames)
+        for name, dataset in config.data.datasets.items()
+    }
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vision=None, tiled_vit=TILED_VITS["tiny"]),
+        data=dataclasses.replace(config.data, image_size=16, datasets=datasets),
+    )
+
+
+def test_a_model_that_sees_tiles_is_not_trained_on_images(world, tmp_path, never_compiles):
+    """Such a run can be planned: its batches have room for all tiles."""
+    stages = ("contrastive", "flamingo")
+    contrastive, flamingo = (
+        from_dict(TrainConfig, small.with_world(small.get_config(stage), world)) for stage in stages
+    )
+    with pytest.raises(ConfigError, match="the contrastive stage learns from images that are one"):
+        _with_tiles(contrastive, 4)
+    with pytest.raises(ConfigError, match=r"num_frames is 1; expected 4, the most tiles"):
+        _with_tiles(flamingo, 1)
+    with pytest.raises(ConfigError, match="tiled_vit sees an image as tiles, and the images of"):
+        run_lib.train(_with_tiles(flamingo, 4), tmp_path, devices=ONE)
 
 
 def test_unknown_probe_is_refused(config, tmp_path, never_compiles):

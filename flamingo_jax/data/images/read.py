@@ -126,6 +126,20 @@ def decode_inner(
         return _inside(colours.to_rgb(colours.upright(image), background), size, image_fit)
 
 
+def whole(encoded: bytes, background: Background = "mean") -> Image.Image:
+    """Decodes an image of any of FORMATS at its full size: RGB, upright.
+
+    Args:
+        encoded: the bytes of the file.
+        background: what is behind transparent pixels.
+
+    Raises:
+        CorruptRecord: as in `decode_inner`.
+    """
+    with _opened(encoded) as image, _damage_of(image, encoded):
+        return colours.to_rgb(colours.upright(image), background)
+
+
 def encoded_of(image: Image.Image) -> bytes | None:
     """Returns the file of a PIL image that was opened and not loaded or changed yet, else None.
 
