@@ -118,11 +118,6 @@ class TiledViTConfig:
         """P, the class token and the patches of a tile."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
-    @property
-    def num_latents(self) -> int:
-        """R of an image without a resampler: the places of all its tiles."""
-        return self.max_tiles * self.num_places
-
     def num_features(self, image_size: int) -> int:
         """Returns the number of output vectors for one tile with this side, in pixels.
 

@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_published_layers():
     tables = places * width + 9 * 4 * places * width + 1 + 2 * (9 * 4 * width + 1)
     others = 14 * 14 * 3 * width + width + 2 * 2 * width
     assert trees.count(shapes) == 40 * layer + 8 * 2 + tables + others == 863_567_379
-    assert (config.output_width, config.num_latents) == (7680, 6404)
+    assert (config.output_width, config.num_places) == (7680, 1601)
 
 
 def test_weights_are_whole_on_every_chip():
