@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core import ranges
+from flamingo_jax.core.arrangements import arrangements
 from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.core.params import param
 from flamingo_jax.core.stack import Remat, Stack
-from flamingo_jax.data.images.tiles import arrangements
 from flamingo_jax.models.vit import Activation
 from flamingo_jax.nn.attention import attend
 from flamingo_jax.nn.feedforward import feed_forward
@@ -148,7 +148,7 @@ class TiledViT(hk.Module):
             tiles: pixels, normalised by config.mean and config.std, in the dtype of the
                 computation; row by row of the image. F is config.max_tiles.
             arrangement: on each tile of an image, the number of the image's arrangement
-                (`data.images.tiles.arrangements`), from 1; 0 on the tiles that it lacks.
+                (`core.arrangements`), from 1; 0 on the tiles that it lacks.
 
         Raises:
             ValueError: another size, or another number of tiles, than the config's.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import axes, trees
+from flamingo_jax.core.arrangements import arrangements
 from flamingo_jax.core.config import editable, from_dict
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.precision import Policy, is_int8
-from flamingo_jax.data.images.tiles import arrangements
 from flamingo_jax.models import api, encoders, flamingo, int8, vision
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
