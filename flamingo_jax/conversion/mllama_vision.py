@@ -23,7 +23,7 @@ from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, Skip
 from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, open_weights, read_config
 from flamingo_jax.conversion.vit_rules import norm_rules
-from flamingo_jax.core.arrangements import arrangements
+from flamingo_jax.data.images.tiles import arrangements
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.tiled_vit import TiledViTConfig
 

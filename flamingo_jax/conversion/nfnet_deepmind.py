@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from flamingo_jax.conversion.files.pickled_tree import read_tree
 from flamingo_jax.conversion.mapping import Conversion, Rule, Rules, Skip
-from flamingo_jax.conversion.pickled_tree import read_tree
 from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, InMemory, Weights
 from flamingo_jax.core.trees import flatten

@@ -22,7 +22,7 @@ import sentencepiece
 import tokenizers
 
 from flamingo_jax.checkpoint.arrays import few, first_line
-from flamingo_jax.conversion import git_lfs
+from flamingo_jax.conversion.files import git_lfs
 from flamingo_jax.conversion.reading import ConversionError, read_object
 from flamingo_jax.core import paths
 from flamingo_jax.core.paths import Path

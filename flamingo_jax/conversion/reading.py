@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.checkpoint.arrays import few, first_line
-from flamingo_jax.conversion import git_lfs
+from flamingo_jax.conversion.files import git_lfs
 from flamingo_jax.conversion.files.model_files import (
     TORCH,
     ConversionError,

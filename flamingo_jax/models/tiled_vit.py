@@ -29,7 +29,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.core import ranges
-from flamingo_jax.core.arrangements import arrangements
 from flamingo_jax.core.config import FieldError
 from flamingo_jax.core.notation import Array, Bool, Float, Int
 from flamingo_jax.core.params import param
@@ -118,6 +117,11 @@ class TiledViTConfig:
         """P, the class token and the patches of a tile."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_arrangements(self) -> int:
+        """The number of ways to arrange at most `max_tiles` tiles in rows and columns."""
+        return sum(self.max_tiles // rows for rows in range(1, self.max_tiles + 1))
+
     def num_features(self, image_size: int) -> int:
         """Returns the number of output vectors for one tile with this side, in pixels.
 
@@ -148,7 +152,7 @@ class TiledViT(hk.Module):
             tiles: pixels, normalised by config.mean and config.std, in the dtype of the
                 computation; row by row of the image. F is config.max_tiles.
             arrangement: on each tile of an image, the number of the image's arrangement
-                (`core.arrangements`), from 1; 0 on the tiles that it lacks.
+                (`data.images.tiles.arrangements`), from 1; 0 on the tiles that it lacks.
 
         Raises:
             ValueError: another size, or another number of tiles, than the config's.
@@ -200,7 +204,7 @@ class TiledViT(hk.Module):
         token = jnp.broadcast_to(token[None, None, None], (*x.shape[:2], 1, *width))
         x = jnp.concatenate([token, x], axis=2)
         table = param("positions", (places, *width), (None, "vision"), init).astype(dtype)
-        rows = (1 + len(arrangements(num_tiles)), num_tiles, places, *width)
+        rows = (1 + config.num_arrangements, num_tiles, places, *width)
         of_tiles = param("tile_positions", rows, (None, None, None, "vision"), init)
         gate = jnp.tanh(param("positions_gate", (), (), jnp.zeros)).astype(dtype)
         x = x + ((1 - gate) * table)[None, None] + gate * of_tiles[number].astype(dtype)
@@ -212,7 +216,7 @@ class TiledViT(hk.Module):
     ) -> Float[Array, "M F 1 E"]:
         """Returns the embedding of each tile's place in its arrangement, through its gate."""
         num_tiles, width = self.config.max_tiles, self.config.width
-        shape = (1 + len(arrangements(num_tiles)), num_tiles, width)
+        shape = (1 + self.config.num_arrangements, num_tiles, width)
         with hk.name_scope(name):
             init = hk.initializers.RandomNormal(width**-0.5)
             table = param("embedding", shape, (None, None, "vision"), init)

@@ -27,7 +27,7 @@ FrameMask: TypeAlias = Bool[Array, "M F"] | Int[Array, "M F"]
 """Which frames of each visual input are real.
 
 Of tiles it is no bool but an integer: 0 where an image has no tile, and on each of its tiles the
-number of the image's arrangement (`core.arrangements`), from 1.
+number of the image's arrangement (`data.images.tiles.arrangements`), from 1.
 """
 
 

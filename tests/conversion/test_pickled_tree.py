@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion.pickled_tree import read_tree
+from flamingo_jax.conversion.files.pickled_tree import read_tree
 from flamingo_jax.conversion.reading import ConversionError
 
 TREE = {

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core import axes, trees
-from flamingo_jax.core.arrangements import arrangements
 from flamingo_jax.core.config import editable, from_dict
 from flamingo_jax.core.params import axes_of
 from flamingo_jax.core.precision import Policy, is_int8
+from flamingo_jax.data.images.tiles import arrangements
 from flamingo_jax.models import api, encoders, flamingo, int8, vision
 from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
@@ -63,6 +63,12 @@ def test_counts_are_those_of_the_published_layers():
     others = 14 * 14 * 3 * width + width + 2 * 2 * width
     assert trees.count(shapes) == 40 * layer + 8 * 2 + tables + others == 863_567_379
     assert (config.output_width, config.num_places) == (7680, 1601)
+
+
+@pytest.mark.parametrize("most", [1, 4, 6, 12])
+def test_tables_have_a_row_for_each_arrangement_of_the_reader(most):
+    config = dataclasses.replace(TINY, max_tiles=most)
+    assert config.num_arrangements == len(arrangements(most))
 
 
 def test_weights_are_whole_on_every_chip():

@@ -13,8 +13,8 @@ from flamingo_jax.conversion import mllama_vision, writing
 from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.conversion.publishers import Inputs, describe
 from flamingo_jax.conversion.reading import ConversionError
-from flamingo_jax.core.arrangements import arrangements
 from flamingo_jax.core.paths import Path
+from flamingo_jax.data.images.tiles import arrangements
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.vision_features import VisionEncoder
 from flamingo_jax.models.vision import encode_visuals

@@ -11,13 +11,22 @@ image at its full size, and black where an arrangement is larger than the image.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flamingo_jax.core.arrangements import arrangements
+
+@functools.cache
+def arrangements(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """Returns all (rows, columns) of at most so many tiles; number 1 is the first, (1, 1).
+
+    Of 4 tiles they are (1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1) and (4, 1).
+    """
+    sides = range(1, max_tiles + 1)
+    return tuple((h, w) for h in sides for w in sides if h * w <= max_tiles)
 
 
 def canvas(image: Image.Image, size: int, max_tiles: int) -> UInt8[np.ndarray, "h w 3"]:
