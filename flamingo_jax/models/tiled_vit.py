@@ -1,6 +1,6 @@
 """The vision transformer of Llama 3.2 Vision: it sees the tiles of an image together.
 
-Source: The Llama 3 Herd of Models, arXiv 2407.21783, section 7.2; Meta's published weights.
+Source: The Llama 3 Herd of Models, arXiv 2407.21783; the published weights.
 
     tiles [M F S S 3] --p x p patches, linear--> [M F p*p E]
     x = LN([class, patches + which tile] + positions + positions in this tile)    x [M F P E]
