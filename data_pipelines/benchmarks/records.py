@@ -231,7 +231,7 @@ def _texts(
     if picture.held_back or not texts:
         yield Reject("shown_in_validation" if picture.held_back else "no_answer")
         return
-    generator = seeds.generator(request.seed, f"{request.task}/{request.form}/{picture.name}")
+    generator = seeds.generator(request.seed, _stream(request, picture))
     text = " ".join(texts[place] for place in generator.permutation(len(texts)).tolist())
     metadata = json.dumps({"source": picture.name}, allow_nan=False)
     if kind == Document.kind:
@@ -263,12 +263,17 @@ def _pages(
             yield image
             continue
         parts += [(image, text) for text in texts]
-    stream = f"{request.task}/{request.form}/{pictures[0].name}"
+    stream = _stream(request, pictures[0])
     order = seeds.generator(request.seed, stream).permutation(len(parts)).tolist()
     for start in range(0, len(order) - request.page_size + 1, request.page_size):
         chosen = [parts[place] for place in order[start : start + request.page_size]]
         yield Found(InterleavedPage(tuple(itertools.chain(*chosen))), split=TRAIN)
     yield from itertools.repeat(Reject("unfilled_page"), len(order) % request.page_size)
+
+
+def _stream(request: BenchmarkRequest, picture: BenchmarkPicture) -> str:
+    """Returns the name of a stream of random numbers; it does not depend on where the files lie."""
+    return f"{request.task}/{request.form}/{picture.examples[0].id}"
 
 
 def _text(example: BenchmarkExample) -> str:

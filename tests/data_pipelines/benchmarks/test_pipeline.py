@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -30,6 +31,7 @@ from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.evaluation.task import TaskError
 from tests.evaluation.fixtures import benchmarks, vqav2
+from tests.evaluation.fixtures.easy_vqa import make_questions
 
 NO_VALIDATION = {"validation": False}
 SMALL = {"num_support": 2}
@@ -197,6 +199,22 @@ def test_other_forms_have_the_same_texts(tmp_path):
     assert len(forms["captions"]) == 4  # pictures
     assert len(forms["pages"]) == 2  # the fifth question does not fill a page
     assert all(page.count("Question:") == 2 for page in forms["pages"])
+
+
+@pytest.mark.parametrize("form", ["captions", "documents", "pages"])
+def test_the_order_of_texts_does_not_depend_on_where_the_files_lie(form, tmp_path):
+    one = epath.Path(tmp_path) / "one"
+    make_questions(one, train=8, test=1)
+    shutil.copytree(one, tmp_path / "two")
+
+    def texts(place):
+        request = BenchmarkRequest(input=str(place), task="easy_vqa", form=form, **NO_VALIDATION)
+        units, _ = training_units(request)
+        kind = kind_of_records(form, are_videos=False)
+        found = [item for unit in units for item in read_unit(request, kind, unit)]
+        return [text_of(item.record) for item in found if isinstance(item, Found)]
+
+    assert texts(one) == texts(tmp_path / "two")
 
 
 @pytest.mark.parametrize("form", ["captions", "documents"])
