@@ -18,8 +18,10 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
+from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core import agreement, overrides, paths
 from flamingo_jax.core.config import ConfigError, editable, from_dict
 from flamingo_jax.core.finite import NonFiniteError
@@ -207,6 +209,9 @@ def _trained(run: GridRun, part: TrainConfig, key: str, train: Train) -> float:
         train(part, run.workdir)
     except NonFiniteError:
         return DIVERGED
+    except (ConfigError, CheckpointError) as error:
+        # The fields of a run are below config.run here.
+        raise type(error)(re.sub(r"\bconfig\.(?!run\b)", "config.run.", str(error))) from error
     if (value := _value(run, part.steps, key)) is None:
         raise ConfigError(
             f"{run.workdir} has no {key} after {part.steps} updates, so it cannot be compared. See "

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from configs import finetune_grid, tiny
+from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.core.config import ConfigError, FieldError, from_dict
 from flamingo_jax.core.finite import NonFiniteError
 from flamingo_jax.core.paths import read_json
@@ -117,6 +118,17 @@ def test_a_part_of_a_run_has_the_learning_rates_of_the_whole(tmp_path):
 def test_a_run_that_was_not_evaluated_is_named(tmp_path):
     with pytest.raises(ConfigError, match="rate_1.batch_a has no evaluate/easy_vqa/0/top1 after"):
         searched(config_of(), tmp_path, lambda config, workdir: None)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, CheckpointError])
+def test_errors_of_a_run_name_the_fields_of_the_search(tmp_path, kind):
+    def train(config, workdir):
+        raise kind("config.towers.lm is None; give --config.initial=RUN or config.run.seed.")
+
+    expected = "config.run.towers.lm is None; give --config.run.initial=RUN or config.run.seed."
+    with pytest.raises(kind) as error:
+        searched(config_of(), tmp_path, train)
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize(
