@@ -58,6 +58,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(("gradio", "gradio_client"), "playground"),
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),
     **dict.fromkeys(("safetensors", "torch", "transformers"), "conversion"),
+    **dict.fromkeys(("ipykernel", "nbclient", "nbformat"), "notebooks"),
     **dict.fromkeys(("openai", "python_multipart", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(
         ("einops", "einops_exts", "ftfy", "open_clip", "open_flamingo", "timm"), "parity"
