@@ -42,25 +42,20 @@ configs/tiny.py. The images are flipped, and their colours stay.
 """
 
 import dataclasses
-from typing import Literal
+import functools
 
 from ml_collections import config_dict
 
-from configs import tiny
+from configs import small_models, tiny
 from flamingo_jax.core.config import editable
-from flamingo_jax.core.precision import Policy
-from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
-from flamingo_jax.evaluation.config import DIRECTORIES
-from flamingo_jax.models.config import Stage
+from flamingo_jax.data.config import NO_AUGMENTATION, DatasetConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
-from flamingo_jax.training.config import EvaluateEvery, HooksConfig, TowersConfig, TrainConfig
-from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.config import TowersConfig, TrainConfig
 
 RUN = "runs/easy_vqa"
 STAGES = ("contrastive", "language_model", "flamingo", "finetune")
-NO_TOWERS = TowersConfig()
 FLIP = dataclasses.replace(NO_AUGMENTATION, flip=0.5)  # the questions are about colours, not places
 
 # 64 x 64 pixels -> stem 32 x 32 x 16, 16 x 16 x 32 -> stages 8 x 8 x 64, 4 x 4 x 96.
@@ -85,6 +80,13 @@ MODEL = dataclasses.replace(
     xattn=XattnConfig(every=1, gate="none"),
 )
 
+_config = functools.partial(
+    small_models.train_config,
+    model=MODEL,
+    tokenizer=f"{RUN}/tokenizer",
+    image_size=64,
+    augment=FLIP,
+)
 
 # <BOS>, <image>, "Question:", at most 9 words, "Answer:", one word, <EOC> and <EOS>.
 ANSWERS = DatasetConfig(
@@ -128,11 +130,11 @@ def _contrastive() -> TrainConfig:
     """
     captions = DatasetConfig("captions", f"{RUN}/records/captions", batch_size=128, length=48)
     return _config(
-        "contrastive",
+        "easy_vqa_contrastive",
         "contrastive",
         steps=300,
         datasets={"captions": captions},
-        optimizer=_adam(learning_rate=3e-3),
+        optimizer=small_models.adam(learning_rate=3e-3, warmup_steps=30),
     )
 
 
@@ -145,11 +147,11 @@ def _language_model() -> TrainConfig:
         "text", f"{RUN}/records/documents", batch_size=32, length=96, documents_per_row=4
     )
     return _config(
-        "language_model",
+        "easy_vqa_language_model",
         "language_model",
         steps=300,
         datasets={"documents": documents},
-        optimizer=_adam(learning_rate=3e-3),
+        optimizer=small_models.adam(learning_rate=3e-3, warmup_steps=30),
     )
 
 
@@ -169,11 +171,11 @@ def _flamingo() -> TrainConfig:
         p_next=0.0,
     )
     return _config(
-        "flamingo",
+        "easy_vqa_flamingo",
         "flamingo",
         steps=600,
         datasets={"pages": pages, "answers": ANSWERS},
-        optimizer=_adam(learning_rate=4e-3),
+        optimizer=small_models.adam(learning_rate=4e-3, warmup_steps=30),
         towers=TowersConfig(lm=f"{RUN}/language_model/export", vision=f"{RUN}/contrastive/export"),
     )
 
@@ -184,58 +186,11 @@ def _finetune() -> TrainConfig:
     The loss was 0.006 before, 0.05 after 60 updates, and 0.004 at the end.
     """
     return _config(
-        "finetune",
+        "easy_vqa_finetune",
         "flamingo",
         steps=500,
         datasets={"answers": ANSWERS},
-        optimizer=_adam(learning_rate=1e-3),
+        optimizer=small_models.adam(learning_rate=1e-3, warmup_steps=30),
         initial=f"{RUN}/flamingo",
         unfrozen=("vision",),
-    )
-
-
-def _config(
-    name: str,
-    stage: Stage,
-    *,
-    steps: int,
-    datasets: dict[str, DatasetConfig],
-    optimizer: OptimizerConfig,
-    towers: TowersConfig = NO_TOWERS,
-    initial: str | None = None,
-    unfrozen: tuple[Literal["vision"], ...] = (),
-) -> TrainConfig:
-    """Returns the config of a stage: the arguments, and all that the stages share."""
-    return TrainConfig(
-        name=f"easy_vqa_{name}",
-        stage=stage,
-        seed=1,
-        steps=steps,
-        model=MODEL,
-        initial=initial,
-        unfrozen=unfrozen,
-        data=DataConfig(
-            f"{RUN}/tokenizer",
-            image_size=64,
-            datasets=datasets,
-            augment=FLIP,
-        ),
-        optimizer=optimizer,
-        precision=Policy("float32"),  # CPUs compute bfloat16 in float32
-        layers="unrolled",  # on a CPU a loop over layers costs more than it saves
-        towers=towers,
-        hooks=HooksConfig(log_every=10, save_every=100, keep=1),
-        evaluate=EvaluateEvery(data={**DIRECTORIES}),
-    )
-
-
-def _adam(*, learning_rate: float) -> OptimizerConfig:
-    return OptimizerConfig(
-        learning_rate=learning_rate,
-        warmup_steps=30,
-        schedule="cosine",
-        final_fraction=0.05,
-        b2=0.98,
-        weight_decay=0.01,
-        clip_norm=1.0,
     )

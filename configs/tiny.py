@@ -19,35 +19,42 @@ of it. By hand, from the repository root:
         Seeds 1, 2 (2 CPU cores, n = 400): `format` 0.30, 0.30 at 0 shots, 1.00, 1.00 at 1; `bind2`
         0.82, 0.72 at 4 shots, 0.88, 0.77 at 8. launch/README.md has all numbers and the seconds.
 
+The argument is a stage, or SIZE,STAGE: `small` and `large` have another language model, for
+launch/model_sizes.sh; `gpu` is a larger model with more data, for ten minutes of one GPU:
+
+    COMMAND
+        launch/demo.sh --size=gpu; by hand as above, with --size=gpu --page_mix=0.5,0.15,0.35 for
+        the world, and --config=configs/tiny.py:gpu,$stage
+    EXPECTED
+        `bind2` at least 0.95 at 4 shots, 0.97 at 8, and at 32 no worse than at 8; `questions` at
+        least 0.80; `bind2_held_out` at least 0.85 at 8 shots.
+    MEASURED
+        Not yet. It ran on a CPU alone, with few updates.
+
 Differs from the paper: the language model has a convolution of width 3 on q, k and v (Primer, So et
 al. 2021). It takes the place of Chinchilla, and a model this small does not learn the look-up
 within minutes without it.
 """
 
+import dataclasses
+import functools
+
 from ml_collections import config_dict
 
+from configs import small_models
 from flamingo_jax.core.config import editable
-from flamingo_jax.core.precision import Policy
-from flamingo_jax.data.config import NO_AUGMENTATION, DataConfig, DatasetConfig
-from flamingo_jax.evaluation.config import DIRECTORIES
+from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.models import sizes
-from flamingo_jax.models.config import ModelConfig, Stage
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
+from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.text_encoder import TextEncoderConfig
-from flamingo_jax.training.config import (
-    EvaluateEvery,
-    HooksConfig,
-    TowersConfig,
-    TrainConfig,
-    UntilConfig,
-)
-from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.config import TowersConfig, TrainConfig, UntilConfig
 
 WORLD = "runs/demo/world"
 STAGES = ("contrastive", "language_model", "flamingo")
-NO_TOWERS = TowersConfig()
 
 # 32 x 32 pixels -> stem 16 x 16 x 24, 8 x 8 x 48 -> stages 8 x 8 x 48, 4 x 4 x 96 -> 4 latents of
 # width 64 -> a language model of 4 blocks of width 64.
@@ -77,26 +84,102 @@ MODEL = ModelConfig(
     new_tokens=("<EOC>", "<image>"),
 )
 
+# As in the paper, the sizes have one vision encoder and one resampler, and differ in the language
+# model and the layers between its blocks. Its blocks have 55,000, 197,000 and 664,000 weights in
+# matrices (12 * num_layers * width ** 2).
+assert MODEL.lm and MODEL.contrastive
+SMALL = dataclasses.replace(MODEL, lm=dataclasses.replace(MODEL.lm, num_layers=2, width=48))
+LARGE = dataclasses.replace(MODEL, lm=dataclasses.replace(MODEL.lm, num_layers=6, width=96))
 
-def get_config(stage: str = "flamingo") -> config_dict.ConfigDict:
-    """Returns the config of one stage; the model is the same in all three.
+# 32 x 32 pixels -> stem 16 x 16 x 32, 8 x 8 x 64 -> stages 8 x 8 x 128, 4 x 4 x 256 -> 16 latents
+# of width 256 -> a language model of 6 blocks of width 256.
+GPU_MODEL = dataclasses.replace(
+    MODEL,
+    vision=dataclasses.replace(
+        sizes.NFNETS["tiny"],
+        stem_channels=(32, 64),
+        widths=(128, 256),
+        depths=(2, 2),
+        group_width=256,  # one group
+    ),
+    text_encoder=TextEncoderConfig(
+        vocab_size=0, num_layers=2, width=256, num_heads=8, max_length=16
+    ),
+    contrastive=dataclasses.replace(MODEL.contrastive, joint_dim=256),
+    lm=dataclasses.replace(MODEL.lm, num_layers=6, width=256, num_heads=8, rotary_base=2_000.0),
+    resampler=ResamplerConfig(num_layers=2, width=256, num_heads=8, head_dim=32, num_latents=16),
+)
+MODELS = {"base": MODEL, "small": SMALL, "large": LARGE, "gpu": GPU_MODEL}
+
+# {stage: {field: its value}} of `gpu`, where the others have another; all unmeasured. By the counts
+# of planning/flops.py the updates need 6.5e14 + 1.3e15 + 1.1e15 = 3.1e15 FLOP. At 3 % of their
+# peaks, which is little, that is 100 s of an H200 and 330 s of an A100; at 8e10 FLOP/s of two CPU
+# cores, 11 hours. One thread that reads needs 160, 45 and 200 s (a core of an AMD EPYC under other
+# load: 0.13 ms for a picture that is kept decoded, 0.36 ms for one that is not, 2.4 ms for a page).
+# The 14.5M weights and the activations of an update fit in 8 GB.
+GPU = {
+    # 2,000 x 512 = 1.02M pictures, 10 passes over 98,304.
+    "contrastive": {
+        "steps": 2_000,
+        "data.datasets.captions.batch_size": 512,
+        "optimizer.learning_rate": 1.5e-3,
+        "optimizer.warmup_steps": 100,
+    },
+    # At most 3,000 x 64 x 224 = 43M tokens, 1.5 passes over 131,072 documents of up to 222 words.
+    "language_model": {
+        "steps": 3_000,
+        "data.datasets.text.batch_size": 64,
+        "data.datasets.text.length": 224,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.warmup_steps": 100,
+        "optimizer.decay_steps": 2_500,
+        "until.every": 250,
+    },
+    # A page has up to 33 pictures, so that 32 examples and a query are no longer than what is
+    # learnt: 33 x 6 + 2 = 200 tokens. With questions it has up to 16: 16 x 13 + 2 = 210. On average
+    # it has 17: 2,000 x (32 x 17 + 128) = 1.34M pictures.
+    "flamingo": {
+        "steps": 2_000,
+        "data.datasets.pages.batch_size": 32,
+        "data.datasets.pages.length": 216,
+        "data.datasets.pages.max_images": 33,
+        "data.datasets.pairs.batch_size": 128,
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.warmup_steps": 100,
+    },
+}
+
+_config = functools.partial(
+    small_models.train_config, tokenizer="runs/demo/tokenizer", benchmarks={"world": WORLD}
+)
+
+
+def get_config(argument: str = "flamingo") -> config_dict.ConfigDict:
+    """Returns the config of one stage; all stages of a size have the same model.
 
     Args:
-        stage: contrastive, language_model or flamingo.
+        argument: STAGE: contrastive, language_model or flamingo; or SIZE,STAGE or SIZE, with small,
+            base, large or gpu.
 
     Raises:
-        ValueError: for any other stage.
+        ValueError: there is no such stage or size.
     """
-    if stage not in STAGES:
-        raise ValueError(
-            f"configs/tiny.py has no stage {stage!r}; expected one of {STAGES}, as in "
-            "--config=configs/tiny.py:flamingo"
-        )
+    size, stage = small_models.size_and_stage(
+        argument, config="tiny", sizes=tuple(MODELS), stages=STAGES
+    )
     make = {"contrastive": _contrastive, "language_model": _language_model, "flamingo": _flamingo}
-    return editable(make[stage]())
+    config = editable(make[stage](MODELS[size]))
+    if size != "base":
+        config.name = f"{config.name}_{size}"
+    if size == "gpu":
+        config.update_from_flattened_dict(small_models.ON_A_GPU | GPU[stage])
+    if size == "small" and stage == "language_model":
+        # A model this small may not learn to look up. Then it binds no words, as the report shows.
+        config.until.required = False
+    return config
 
 
-def _contrastive() -> TrainConfig:
+def _contrastive(model: ModelConfig) -> TrainConfig:
     """Returns the stage that trains the vision encoder on full captions.
 
     500 x 256 = 128,000 pictures, about 5 passes over the data.
@@ -105,14 +188,16 @@ def _contrastive() -> TrainConfig:
     # <EOS> 11 tokens.
     captions = DatasetConfig("captions", f"{WORLD}/captions", batch_size=256, length=12)
     return _config(
+        "tiny_contrastive",
         "contrastive",
+        model=model,
         steps=500,
         datasets={"captions": captions},
-        optimizer=_adam(learning_rate=3e-3, warmup_steps=50),
+        optimizer=small_models.adam(learning_rate=3e-3, warmup_steps=50),
     )
 
 
-def _language_model() -> TrainConfig:
+def _language_model(model: ModelConfig) -> TrainConfig:
     """Returns the stage that trains on text with look-ups.
 
     The probe falls below its bound after about 600 of at most 1,000 updates: 600 x 32 x 96 = 1.8M
@@ -121,16 +206,18 @@ def _language_model() -> TrainConfig:
     # A document of the world is about one row long.
     text = DatasetConfig("text", f"{WORLD}/text", batch_size=32, length=96, documents_per_row=1)
     return _config(
+        "tiny_language_model",
         "language_model",
+        model=model,
         steps=1_000,
         datasets={"text": text},
         # The learning rate falls until update 800 and then stays at 5 % of the peak.
-        optimizer=_adam(learning_rate=3e-3, warmup_steps=50, decay_steps=800),
+        optimizer=small_models.adam(learning_rate=3e-3, warmup_steps=50, decay_steps=800),
         until=UntilConfig("lm_lookup", metric="nll", below=0.3, every=200),
     )
 
 
-def _flamingo() -> TrainConfig:
+def _flamingo(model: ModelConfig) -> TrainConfig:
     """Returns the flamingo stage, with both towers frozen.
 
     700 x (24 pages of 8 pictures + 64 pairs) = 179,200 pictures.
@@ -158,62 +245,15 @@ def _flamingo() -> TrainConfig:
         space_prefix=0.0,
     )
     return _config(
+        "tiny_flamingo",
         "flamingo",
+        model=model,
         steps=700,
         datasets={"pages": pages, "pairs": pairs},
         # With 8e-3 (and 32 pairs, seed 1) the gradient norm jumped from 2 to 37, and the model
         # named nearly half of the shapes wrongly.
-        optimizer=_adam(learning_rate=4e-3, warmup_steps=30),
+        optimizer=small_models.adam(learning_rate=4e-3, warmup_steps=30),
         towers=TowersConfig(
             lm="runs/demo/language_model/export", vision="runs/demo/contrastive/export"
         ),
-    )
-
-
-def _config(
-    stage: Stage,
-    *,
-    steps: int,
-    datasets: dict[str, DatasetConfig],
-    optimizer: OptimizerConfig,
-    towers: TowersConfig = NO_TOWERS,
-    until: UntilConfig | None = None,
-) -> TrainConfig:
-    """Returns the config of a stage: the arguments, and all that the three stages share."""
-    return TrainConfig(
-        name=f"tiny_{stage}",
-        stage=stage,
-        seed=1,
-        steps=steps,
-        model=MODEL,
-        data=DataConfig(
-            "runs/demo/tokenizer",
-            image_size=32,
-            datasets=datasets,
-            augment=NO_AUGMENTATION,  # the texts are about colours, and about left and right
-        ),
-        optimizer=optimizer,
-        precision=Policy("float32"),  # CPUs compute bfloat16 in float32
-        layers="unrolled",  # on a CPU a loop over layers costs more than it saves
-        towers=towers,
-        hooks=HooksConfig(log_every=10, save_every=100, keep=1),
-        until=until,
-        # To use it: --config.evaluate.every=100 --config.evaluate.tasks="('format',)", and in the
-        # contrastive stage --config.evaluate.tasks="('world_retrieval',)".
-        evaluate=EvaluateEvery(data={**DIRECTORIES, "world": WORLD}),
-    )
-
-
-def _adam(
-    *, learning_rate: float, warmup_steps: int, decay_steps: int | None = None
-) -> OptimizerConfig:
-    return OptimizerConfig(
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        schedule="cosine",
-        decay_steps=decay_steps,
-        final_fraction=0.05,
-        b2=0.98,
-        weight_decay=0.01,
-        clip_norm=1.0,
     )

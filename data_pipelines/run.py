@@ -161,6 +161,8 @@ def make(name: str, request: Any, output: str, how: Execution) -> bool:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         mark = target / MARK
         found = paths.read_json(mark) if mark.exists() else {}
+        if isinstance(found.get("request"), dict):
+            _add_defaults(found["request"], request)
         if {key: found.get(key) for key in asked} != asked:
             what = "something else"
             if found:
@@ -193,6 +195,22 @@ def _appearing(target: epath.Path) -> Iterator[epath.Path]:
         if target.exists():  # it is an empty directory
             target.rmdir()
         whole.rename(target)
+
+
+def _add_defaults(found: dict[str, Any], request: Any) -> None:
+    """Adds fields that the output's version of a request did not have: they have their defaults.
+
+    Args:
+      found: what pipeline.json has of a request, or of a part of it; it is changed.
+      request: the dataclass of the same request, or of the same part.
+    """
+    for field in dataclasses.fields(request):
+        if dataclasses.is_dataclass(value := getattr(request, field.name)):
+            if isinstance(part := found.get(field.name), dict):
+                _add_defaults(part, value)
+        elif field.name not in found and field.default is not dataclasses.MISSING:
+            # through JSON: a tuple is a list there
+            found[field.name] = json.loads(json.dumps(field.default, allow_nan=False))
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -56,6 +56,8 @@ class WorldSize:
         held-out pair of colour and shape.
       words: largest number of words in a document; with <BOS> and <EOS> a row of 96 tokens.
       frames: frames of a video.
+      pictures: largest number of pictures on a page, at least 8. With more, each page has a number
+        of its own, from 8 on; one with questions has half as many.
     """
 
     one: int = 8192
@@ -71,6 +73,7 @@ class WorldSize:
     test_held_out: int = 1024
     words: int = 94
     frames: int = 8
+    pictures: int = synthetic_pages.LEAST_PICTURES
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -78,6 +81,11 @@ class WorldSize:
                 raise ValueError(
                     f"world: {field.name} is {getattr(self, field.name)}, expected at least 1."
                 )
+        if self.pictures < synthetic_pages.LEAST_PICTURES:
+            raise ValueError(
+                f"world: pictures is {self.pictures}, expected at least "
+                f"{synthetic_pages.LEAST_PICTURES}."
+            )
         for name in ("one", "two"):
             if self.album > getattr(self, name):
                 raise ValueError(
@@ -91,6 +99,11 @@ SIZES = {
     "smoke": WorldSize(
         one=256, two=256, album=256, pairs=128, pages=128, documents=256, videos=8, held_back=32,
         test_one=256, test_two=64, test_held_out=64, frames=4,
+    ),
+    # For configs/tiny.py:gpu: 32 examples and a query on a page, and as many tokens in a row.
+    "gpu": WorldSize(
+        one=32768, two=65536, album=32768, pairs=32768, pages=32768, documents=131072, words=222,
+        pictures=33,
     ),
 }  # fmt: skip
 
@@ -124,7 +137,7 @@ class WorldOptions(_Numbers):
 
     Attributes:
       seed: seed of everything random.
-      size: preset of the numbers of records: demo or smoke.
+      size: preset of the numbers of records: demo, smoke or gpu.
       page_mix: shares of binding, format and question pages.
       text_mix: shares of dictionary, binding, format, question and caption documents.
     """
@@ -280,7 +293,13 @@ def _pages(request: WorldRequest, split: str, num: int) -> Iterator[InterleavedP
     one, two = _albums(request, split)
     for index in range(num):
         yield synthetic_pages.page(
-            request.seed, split, index, one=one, two=two, mix=request.page_mix
+            request.seed,
+            split,
+            index,
+            one=one,
+            two=two,
+            mix=request.page_mix,
+            most=request.size.pictures,
         )
 
 

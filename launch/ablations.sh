@@ -74,7 +74,7 @@ fi
 # The rows of a table must have the same options. Of a row that is done, the sum of the configs is
 # stored: with another one, train compares its export with what it would make.
 options="size=$size ${overrides[*]+"${overrides[*]}"}"
-config="$(cat configs/tiny.py configs/ablations/tiny.py | cksum)"
+config="$(cat configs/small_models.py configs/tiny.py configs/ablations/tiny.py | cksum)"
 if [ -e "$output/options" ]; then
   stored="$(cat "$output/options")"
   [ "$stored" = "$options" ] || die "$output holds ablations with other options ($stored)." \

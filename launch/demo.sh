@@ -7,6 +7,11 @@
 #   launch/demo.sh --config.model.lm.num_layers=6 ...   any field of configs/tiny.py, for all stages
 #   launch/demo.sh --size=smoke                         a small world and only the format task, to
 #                                                       check that all parts run
+#   launch/demo.sh --size=gpu                           a larger model and world, for ten minutes of
+#                                                       one GPU, with up to 32 examples
+#   launch/demo.sh --model=small                        with another language model: small or large
+#   launch/demo.sh --from=DIR                           takes the world, the tokenizer and the vision
+#                                                       encoder of another demo
 #   launch/demo.sh --towers                             ends before the Flamingo, with both towers
 #
 # Started again, it continues: a stage with an export is skipped, and an interrupted stage resumes.
@@ -20,13 +25,18 @@ usage() {
 output=runs/demo
 size=demo
 seed=1
+model=base
+made=
 only_towers=no
 overrides=()
 for argument in "$@"; do
   case "$argument" in
     --output=/?*) output="${argument#*=}" ;;
     --output=?*) output="$PWD/${argument#*=}" ;; # the commands below run in the repository root
-    --size=demo | --size=smoke) size="${argument#*=}" ;;
+    --size=demo | --size=smoke | --size=gpu) size="${argument#*=}" ;;
+    --model=small | --model=base | --model=large) model="${argument#*=}" ;;
+    --from=/?*) made="${argument#*=}" ;;
+    --from=?*) made="$PWD/${argument#*=}" ;;
     --towers) only_towers=yes ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
@@ -42,8 +52,15 @@ done
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # Paths inside of the repository are relative, so that a rerun finds the files with any --output.
-output="${output#"$PWD"/}"
+output="${output#"$PWD"/}" made="${made#"$PWD"/}"
 started=$SECONDS
+[ "$size" != gpu ] || [ "$model" = base ] || die "--size=gpu has a model of its own: leave out" \
+  "--model=$model"
+if [ -n "$made" ]; then
+  for part in world tokenizer contrastive/export; do
+    [ -e "$made/$part" ] || die "--from=$made has no $part: give the output of a demo that has ended"
+  done
+fi
 # Every bfloat16 value is rounded to bfloat16. Then closed gates give the language model's output,
 # equal to the bit.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_allow_excess_precision=false"
@@ -58,6 +75,10 @@ retrieval=(--config.n=0) # all test pictures
 contrastive=()
 language_model=()
 flamingo=()
+if [ "$size" = gpu ]; then
+  world+=("--page_mix=0.5,0.15,0.35") # more questions about two objects
+  evaluation=("--task=$tasks,questions,questions_hidden" "--shots=0,1,2,4,8,16,32")
+fi
 if [ "$size" = smoke ]; then
   world+=("--page_mix=0,1,0")
   evaluation=("--task=format,format_shuffled" "--shots=0,4" --config.n=32)
@@ -74,7 +95,13 @@ fi
 # The options are stored: a rerun with other options must not use the old stages. So is the sum of
 # the config, when all stages are done: with both the same, an export is what train would make.
 options="size=$size seed=$seed ${overrides[*]+"${overrides[*]}"}"
-config="config $(cksum <configs/tiny.py)"
+[ "$model" = base ] || options="model=$model $options"
+[ -z "$made" ] || options="from=$made $options"
+config="config $(cat configs/tiny.py configs/small_models.py | cksum)"
+# The argument of configs/tiny.py before the stage.
+config_size=
+[ "$model" = base ] || config_size="$model,"
+[ "$size" != gpu ] || config_size="gpu,"
 is_known=no
 mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
 if [ -e "$output/options" ]; then
@@ -125,45 +152,49 @@ stage() {
     return
   fi
   say "== $name"
-  measured "$name" "$PYTHON" -m flamingo_jax.train --config="configs/tiny.py:$name" \
-    --workdir="$output/$name" --config.seed="$seed" --config.data.tokenizer="$output/tokenizer" \
-    --config.evaluate.data.world="$output/world" "$@" ${overrides[@]+"${overrides[@]}"} \
+  measured "$name" "$PYTHON" -m flamingo_jax.train --config="configs/tiny.py:$config_size$name" \
+    --workdir="$output/$name" --config.seed="$seed" --config.data.tokenizer="$made/tokenizer" \
+    --config.evaluate.data.world="$made/world" "$@" ${overrides[@]+"${overrides[@]}"} \
     || stopped $? "the stage $name" "$output/$name"
 }
 
-say "== world"
-measured world "$PYTHON" -m data_pipelines.run --pipeline=world --output="$output/world" \
-  --seed="$seed" "${world[@]}"
-measured tokenizer "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
-  --input="$output/world/text" --output="$output/tokenizer"
-
-stage contrastive --config.data.datasets.captions.path="$output/world/captions" \
-  ${contrastive[@]+"${contrastive[@]}"}
+if [ -z "$made" ]; then
+  made="$output"
+  say "== world"
+  measured world "$PYTHON" -m data_pipelines.run --pipeline=world --output="$output/world" \
+    --seed="$seed" "${world[@]}"
+  measured tokenizer "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
+    --input="$output/world/text" --output="$output/tokenizer"
+  stage contrastive --config.data.datasets.captions.path="$output/world/captions" \
+    ${contrastive[@]+"${contrastive[@]}"}
+fi
 # This stage ends when the look-up probe is passed. It fails if that never happens, because then the
 # Flamingo could not learn the names of pictures either.
-stage language_model --config.data.datasets.text.path="$output/world/text" \
+stage language_model --config.data.datasets.text.path="$made/world/text" \
   ${language_model[@]+"${language_model[@]}"}
 if [ "$only_towers" = yes ]; then
   note_options "$config"
   exit
 fi
-stage flamingo --config.data.datasets.pages.path="$output/world/pages" \
-  --config.data.datasets.pairs.path="$output/world/pairs" \
+stage flamingo --config.data.datasets.pages.path="$made/world/pages" \
+  --config.data.datasets.pairs.path="$made/world/pairs" \
   --config.towers.lm="$output/language_model/export" \
-  --config.towers.vision="$output/contrastive/export" ${flamingo[@]+"${flamingo[@]}"}
+  --config.towers.vision="$made/contrastive/export" ${flamingo[@]+"${flamingo[@]}"}
 
 note_options "$config"
 
 say "== report"
-measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \
-  --checkpoint="$output/contrastive/export" --output="$output/contrastive/report" \
-  --config.data.world="$output/world" --config.seed="$seed" \
-  --task=world_retrieval,world_zero_shot "${retrieval[@]}" \
-  || die "the evaluation of the vision encoder did not succeed (the reason is above);" \
-    "it is in $output/contrastive/export"
+if [ "$made" = "$output" ]; then
+  measured retrieval "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \
+    --checkpoint="$output/contrastive/export" --output="$output/contrastive/report" \
+    --config.data.world="$output/world" --config.seed="$seed" \
+    --task=world_retrieval,world_zero_shot "${retrieval[@]}" \
+    || die "the evaluation of the vision encoder did not succeed (the reason is above);" \
+      "it is in $output/contrastive/export"
+fi
 measured evaluation "$PYTHON" -m flamingo_jax.evaluate --config=configs/evaluate.py \
   --checkpoint="$output/flamingo" --output="$output/report" \
-  --config.data.world="$output/world" --config.seed="$seed" "${evaluation[@]}" \
+  --config.data.world="$made/world" --config.seed="$seed" "${evaluation[@]}" \
   || die "the evaluation did not succeed (the reason is above);" \
     "the trained model is in $output/flamingo/export"
 

@@ -8,6 +8,8 @@
 #   launch/emoji.sh --output=DIR --config.seed=2    another directory, any field of
 #                                            configs/emoji.py, for all stages
 #   launch/emoji.sh --size=smoke             few records and updates, to check that all parts run
+#   launch/emoji.sh --size=gpu               a larger model and more records, for ten minutes of one
+#                                            GPU
 #
 # The pictures have licences of their own: Noto Emoji is under Apache 2.0, Twemoji under CC-BY 4.0,
 # OpenMoji under CC BY-SA 4.0 (OUTPUT/records/LICENCES.md).
@@ -35,7 +37,7 @@ for argument in "$@"; do
       esac
       ;;
     --third) third=yes ;;
-    --size=full | --size=smoke) size="${argument#*=}" ;;
+    --size=full | --size=smoke | --size=gpu) size="${argument#*=}" ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
@@ -58,6 +60,8 @@ sources=(emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0)
 [ "$third" = no ] || sources+=(openmoji@17.0.0)
 
 options=()
+records=(--size="$size")
+config_size=
 shots=0,1,2,4,8,16
 tasks=emoji_name,emoji_bind2,emoji_bind5,emoji_category
 tasks=$tasks,emoji_bind2_shuffled,emoji_bind2_hidden,emoji_bind5_shuffled,emoji_bind5_hidden
@@ -69,13 +73,18 @@ if [ "$size" = smoke ]; then
   shots=0,2
   evaluation=(--config.n=8)
 fi
+if [ "$size" = gpu ]; then
+  records+=(--image_size=48)
+  config_size=gpu,
+fi
 
 # Trains a stage. $1: the stage; the rest: its options.
 stage() {
   local name="$1"
   shift
   say "== $name"
-  "$PYTHON" -m flamingo_jax.train --config="configs/emoji.py:$name" --workdir="$output/$name" \
+  "$PYTHON" -m flamingo_jax.train --config="configs/emoji.py:$config_size$name" \
+    --workdir="$output/$name" \
     --config.seed="$seed" --config.data.tokenizer="$output/tokenizer" \
     --config.evaluate.data.emoji="$output/records" "$@" \
     ${options[@]+"${options[@]}"} ${overrides[@]+"${overrides[@]}"} \
@@ -101,7 +110,7 @@ fi
 
 say "== records"
 "$PYTHON" -m data_pipelines.run --pipeline=emoji --input="$packages" --output="$output/records" \
-  --seed="$seed" --size="$size" || stopped $? "making the records"
+  --seed="$seed" "${records[@]}" || stopped $? "making the records"
 "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
   --input="$output/records/text" --output="$output/tokenizer" || stopped $? "making the tokenizer"
 

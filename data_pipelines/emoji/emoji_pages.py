@@ -8,6 +8,8 @@
              Only the context says whether the name or the category is asked for.
 
 The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen words are used.
+
+A page has 8 pictures. Where pages may have more, each draws its own number.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from flamingo_jax.data.schema import InterleavedPage
 from flamingo_jax.world import text as world_text
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT
 
-PICTURES_PER_PAGE = 8
+LEAST_PICTURES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,32 +71,50 @@ class EmojiAlbum:
 
 
 def page(
-    seed: int, stream: str, index: int, *, album: EmojiAlbum, mix: EmojiPageMix
+    seed: int,
+    stream: str,
+    index: int,
+    *,
+    album: EmojiAlbum,
+    mix: EmojiPageMix,
+    most: int = LEAST_PICTURES,
 ) -> InterleavedPage:
-    """Returns page `index` of a stream; pages of different streams are independent."""
+    """Returns page `index` of a stream; pages of different streams are independent.
+
+    Args:
+      seed: of the records.
+      stream: name of the split.
+      index: number of the page.
+      album: the pictures.
+      mix: the share of each kind of page.
+      most: the most pictures of a page, at least 8; with more, the number is uniform from 8 on.
+    """
     rng = generator(seed, f"{stream}/pages", index)
     kind = world_text.choose_kind(rng, mix)
-    parts = (_binding if kind == "binding" else _format)(rng, album)
+    num = LEAST_PICTURES
+    if most > LEAST_PICTURES:
+        num = int(rng.integers(LEAST_PICTURES, most + 1))
+    parts = (_binding if kind == "binding" else _format)(rng, album, num)
     return InterleavedPage(tuple(part for pair in parts for part in pair))
 
 
 Parts = list[tuple[bytes, str]]
 
 
-def _binding(rng: np.random.Generator, album: EmojiAlbum) -> Parts:
+def _binding(rng: np.random.Generator, album: EmojiAlbum, num: int) -> Parts:
     ways = int(rng.integers(2, MAX_WAYS + 1))
     chosen = rng.choice(len(album.distinct), size=ways, replace=False).tolist()
     concepts = [album.distinct[i] for i in chosen]
     names = rng.permutation(world_text.SEEN_NAMES)[:ways]
     return [
         (album.draw(rng, concepts[way]), f"{BIND_PROMPT} {names[way]}")
-        for way in rng.integers(ways, size=PICTURES_PER_PAGE)
+        for way in rng.integers(ways, size=num)
     ]
 
 
-def _format(rng: np.random.Generator, album: EmojiAlbum) -> Parts:
+def _format(rng: np.random.Generator, album: EmojiAlbum, num: int) -> Parts:
     asked = ("name", "category")[rng.integers(2)]
-    rows = rng.integers(len(album.images), size=PICTURES_PER_PAGE)
+    rows = rng.integers(len(album.images), size=num)
     return [
         (album.images[row], f"{FORMAT_PROMPT} {answers_of(album.concepts[row])[asked]}")
         for row in rows.tolist()

@@ -66,6 +66,8 @@ class EmojiSize:
       unseen_compositions: pictures of each drawing of a training concept in its unseen style.
       third_compositions: pictures of each drawing of the third style.
       words: largest number of words in a document; with <BOS> and <EOS> a row of 96 tokens.
+      pictures: largest number of pictures on a page, at least 8. With more, each page has a number
+        of its own, from 8 on.
     """
 
     compositions: int = 4
@@ -77,6 +79,7 @@ class EmojiSize:
     unseen_compositions: int = 4
     third_compositions: int = 1
     words: int = 94
+    pictures: int = emoji_pages.LEAST_PICTURES
 
 
 SIZES = {
@@ -85,6 +88,8 @@ SIZES = {
         compositions=1, pairs=64, pages=64, documents=128, held_back=16, test_compositions=4,
         unseen_compositions=2,
     ),
+    # For configs/emoji.py:gpu: 16 examples and a query on a page, and as many tokens in a row.
+    "gpu": EmojiSize(compositions=16, pairs=49152, documents=131072, words=158, pictures=17),
 }  # fmt: skip
 
 
@@ -95,7 +100,7 @@ class EmojiRequest:
     Attributes:
       input: folder with the npm packages, such as node_modules.
       seed: seed of everything random, except the splits.
-      size: preset of the numbers of records: full or smoke.
+      size: preset of the numbers of records: full, smoke or gpu.
       image_size: side of a picture in pixels.
     """
 
@@ -256,7 +261,12 @@ class _Records:
         """Yields binding and format pages."""
         for index in range(num):
             yield emoji_pages.page(
-                self.request.seed, f"emoji/{split}", index, album=album, mix=EmojiPageMix()
+                self.request.seed,
+                f"emoji/{split}",
+                index,
+                album=album,
+                mix=EmojiPageMix(),
+                most=self.size.pictures,
             )
 
     def documents(self, split: str, num: int) -> Iterator[Document]:

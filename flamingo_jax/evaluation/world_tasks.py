@@ -5,6 +5,9 @@
     bind2    image "this is a ulb<EOC>" image "this is a veck<EOC>" image "this is a"
              -> the name of the query's colour or shape
     bind4    the same with four names
+    questions   image "question : what colour is the circle ? answer : red<EOC>" ...
+             image "question : what shape is red ? answer :"
+             -> the colour or the shape of one of two objects
 
 Controls have the same queries, supports and prompts, and change one thing:
 
@@ -22,7 +25,8 @@ There are no text-only examples at 0 shots.
 What guessing gives. bind: one in `ways` by ranking; no name can be known at 0 shots, and at 1 shot
 one in `ways`. format: 1/3 with the picture but without the attribute that is asked for (it is
 uniform over the three), 1/4 with the attribute but without the picture. So the candidates of
-`format` are the values of all three attributes.
+`format` are the values of all three attributes. questions: 1/2 with the picture but without the
+question, which says of which object; 1/8 without the picture.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -44,21 +48,53 @@ from flamingo_jax.evaluation import task
 from flamingo_jax.evaluation.episode import Episode, Part
 from flamingo_jax.evaluation.protocol import Protocol
 from flamingo_jax.tokenizers.markers import EOC
+from flamingo_jax.world import text
 from flamingo_jax.world.pages import BIND_PROMPT, FORMAT_PROMPT, Album
 from flamingo_jax.world.scenes import ATTRIBUTES, COLOUR, SHAPE, VALUES
 from flamingo_jax.world.text import NEW_NAMES
 
+Kind = Literal["format", "bind", "questions"]
 Control = Literal["", "shuffled", "hidden", "held_out"]
-VARIANTS: dict[str, tuple[int, Control]] = {  # name -> (ways, or 0 for format; control)
-    "format": (0, ""),
-    "format_shuffled": (0, "shuffled"),
-    "format_hidden": (0, "hidden"),
-    "format_held_out": (0, "held_out"),
-    "bind2": (2, ""),
-    "bind2_shuffled": (2, "shuffled"),
-    "bind2_hidden": (2, "hidden"),
-    "bind2_held_out": (2, "held_out"),
-    "bind4": (4, ""),
+
+
+class WorldVariant(NamedTuple):
+    """What a task asks.
+
+    Attributes:
+        kind: of the question.
+        ways: number of names of an episode of "bind"; else 0.
+        control: what differs from the task itself.
+    """
+
+    kind: Kind
+    ways: int = 0
+    control: Control = ""
+
+    @property
+    def stream(self) -> str:
+        """Name of the random numbers of a task and its controls: "format", "bind2"."""
+        return f"{self.kind}{self.ways or ''}"
+
+    @property
+    def pool(self) -> str:
+        """Where the pictures of the queries are."""
+        if self.kind == "questions":
+            return "test_two"
+        return "test_held_out" if self.control == "held_out" else "test_one"
+
+
+VARIANTS: dict[str, WorldVariant] = {
+    "format": WorldVariant("format"),
+    "format_shuffled": WorldVariant("format", control="shuffled"),
+    "format_hidden": WorldVariant("format", control="hidden"),
+    "format_held_out": WorldVariant("format", control="held_out"),
+    "bind2": WorldVariant("bind", 2),
+    "bind2_shuffled": WorldVariant("bind", 2, "shuffled"),
+    "bind2_hidden": WorldVariant("bind", 2, "hidden"),
+    "bind2_held_out": WorldVariant("bind", 2, "held_out"),
+    "bind4": WorldVariant("bind", 4),
+    "questions": WorldVariant("questions"),
+    "questions_hidden": WorldVariant("questions", control="hidden"),
 }
 
 
@@ -80,9 +116,9 @@ class WorldTask:
 
     @property
     def chance(self) -> float:
-        """What guessing gives: 1 / ways, or one attribute of three."""
-        ways, _ = VARIANTS[self.name]
-        return 1 / (ways or len(ATTRIBUTES))
+        """What guessing gives: 1 / ways, one attribute of three, or one object of two."""
+        kind, ways, _ = VARIANTS[self.name]
+        return 1 / {"format": len(ATTRIBUTES), "bind": ways, "questions": 2}[kind]
 
     def accepts(self, shots: int) -> bool:
         """Returns True; `episodes` raises if there are too few pictures."""
@@ -103,23 +139,49 @@ class WorldTask:
                 class than the supports need.
         """
         n, seed = self.protocol.n, self.protocol.seed
-        ways, control = VARIANTS[self.name]
-        albums = read_albums(self.directory)
-        pool = "test_held_out" if control == "held_out" else "test_one"
+        variant = VARIANTS[self.name]
+        albums, pool = read_albums(self.directory), variant.pool
         num = len(albums[pool].images)
         if not 0 <= n <= num:
             raise ValueError(
                 f"task {self.name!r}: got n={n}; {self.directory} has {num} query pictures "
                 f"({pool}). Take n from 1 to {num}, or 0 for all."
             )
-        stream = f"bind{ways}" if ways else "format"
-        order = generator(seed, f"{stream}/queries", 0).permutation(num)[: n or num]
-        return [self._episode(albums, pool, int(row), shots, seed, stream) for row in order]
+        order = generator(seed, f"{variant.stream}/queries", 0).permutation(num)[: n or num]
+        make = self._questions if variant.kind == "questions" else self._episode
+        return [make(albums, pool, int(row), shots) for row in order]
 
-    def _episode(
-        self, albums: Mapping[str, Album], pool: str, row: int, shots: int, seed: int, stream: str
-    ) -> Episode:
-        ways, control = VARIANTS[self.name]
+    def _questions(self, albums: Mapping[str, Album], pool: str, row: int, shots: int) -> Episode:
+        """Asks about one of two objects; each picture has a question of its own."""
+        album, (kind, _, control) = albums[pool], VARIANTS[self.name]
+        rng = generator(self.protocol.seed, f"{kind}/{pool}", row)
+        if shots >= len(album.images):
+            raise ValueError(
+                f"There are only {len(album.images)} test pictures of two objects: make a world "
+                "with more, or take fewer shots."
+            )
+        prompt, answer = text.question(rng, album.attributes[row])
+        others = rng.permutation(len(album.images))
+        chosen = others[others != row][:shots].tolist()
+        parts: list[Part] = []
+        for i in chosen:
+            example = text.question(
+                generator(self.protocol.seed, f"{kind}/{row}", i), album.attributes[i]
+            )
+            parts += [album.images[i], f"{' '.join(example)}{EOC}"]
+        return Episode(
+            parts=(*parts, album.images[row], prompt),
+            candidates=next(values for values in VALUES if answer in values),
+            answer=answer,
+            query_id=f"{pool}/{row}",
+            support_ids=tuple(f"{pool}/{i}" for i in chosen),
+            masked=control == "hidden",
+            separator=" ",
+        )
+
+    def _episode(self, albums: Mapping[str, Album], pool: str, row: int, shots: int) -> Episode:
+        variant, seed = VARIANTS[self.name], self.protocol.seed
+        (_, ways, control), stream = variant, variant.stream
         queries, supports = albums[pool], albums["test_one"]
         rng = generator(seed, f"{stream}/{pool}", row)
         question = _Question.draw(rng, queries.attributes[row, 0], ways)

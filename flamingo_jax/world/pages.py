@@ -9,6 +9,9 @@
 
 The loader puts `<image>` before each text and `<EOC>` after it. Only the 48 seen names are used:
 the twelve new names are for evaluation.
+
+A page has 8 pictures, one with questions 4. Where pages may have more, each draws its own number,
+so that a model learns from few examples and from many.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from flamingo_jax.world.scenes import COLOUR, SHAPE, VALUES
 BIND_PROMPT, FORMAT_PROMPT = "this is a", "output :"
 # 8 * 6 + 2 tokens. A question has 13 tokens: 4 * 13 + 2.
 PICTURES_PER_PAGE = {"binding": 8, "format": 8, "qa": 4}
+LEAST_PICTURES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,14 @@ class Album:
 
 
 def page(
-    seed: int, stream: str, index: int, *, one: Album, two: Album, mix: PageMix
+    seed: int,
+    stream: str,
+    index: int,
+    *,
+    one: Album,
+    two: Album,
+    mix: PageMix,
+    most: int = LEAST_PICTURES,
 ) -> InterleavedPage:
     """Returns page `index` of a stream.
 
@@ -87,10 +98,15 @@ def page(
       one: pictures of one object, for binding and format pages.
       two: pictures of two objects, for question pages.
       mix: the share of each kind of page.
+      most: the most pictures of a page, at least 8. With more, the number of each page is uniform
+          from 8 to `most`, and half of that (rounded down) for questions, which are longer.
     """
     rng = generator(seed, f"{stream}/pages", index)
     kind = text.choose_kind(rng, mix)
     num = PICTURES_PER_PAGE[kind]
+    if most > LEAST_PICTURES:
+        drawn = int(rng.integers(LEAST_PICTURES, most + 1))
+        num = drawn * num // LEAST_PICTURES
     if kind == "binding":
         parts = _binding(rng, one, num)
     elif kind == "format":

@@ -9,7 +9,8 @@ import typing
 import pytest
 from ml_collections import config_dict
 
-from configs import finetune, flamingo_80b, tiny
+from configs import emoji, finetune, flamingo_80b, tiny
+from data_pipelines import world
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
 from flamingo_jax.evaluation.config import DIRECTORIES
@@ -41,7 +42,7 @@ def leaves_of(config: config_dict.ConfigDict, prefix: str = "") -> set[str]:
 RUNS = sorted(
     path.stem
     for path in pathlib.Path(finetune.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "evaluate", "finetune_grid", "mixture")
+    if path.stem not in ("__init__", "evaluate", "finetune_grid", "mixture", "small_models")
 )
 
 
@@ -75,27 +76,58 @@ def test_no_config_takes_an_unknown_field():
             part[name] = 0.0
 
 
-@pytest.mark.parametrize("stage", tiny.STAGES)
-def test_tiny_converts(stage):
-    config = core_config.from_dict(TrainConfig, tiny.get_config(stage))
+SIZED = [(tiny, size, stage) for size in tiny.MODELS for stage in tiny.STAGES]
+SIZED += [(emoji, size, stage) for size in emoji.MODELS for stage in emoji.STAGES]
+
+
+@pytest.mark.parametrize(("module", "size", "stage"), SIZED)
+def test_every_size_of_a_small_model_converts(module, size, stage):
+    config = core_config.from_dict(TrainConfig, module.get_config(f"{size},{stage}"))
     assert config.stage == stage
     assert config.data.datasets
     # All stages have the same model, so that exports of two stages are the towers of the third.
-    assert config.model == core_config.from_dict(TrainConfig, tiny.get_config()).model
+    assert config.model == core_config.from_dict(TrainConfig, module.get_config(size)).model
 
 
-def test_tiny_knows_its_stages():
-    with pytest.raises(ValueError, match="contrastive"):
-        tiny.get_config("stage3")
+@pytest.mark.parametrize("module", [tiny, emoji])
+def test_a_small_models_argument_is_a_stage_a_size_or_both(module):
+    of = module.get_config
+    assert of() == of("flamingo") == of("base") == of("base,flamingo")
+    assert of("contrastive") == of("base,contrastive")
+    assert of("gpu") == of("gpu,flamingo")
+    for argument in (
+        "stage3",
+        "huge,flamingo",
+        "gpu,stage3",
+        "contrastive,gpu",
+        "gpu,flamingo,1",
+        "",
+    ):
+        with pytest.raises(ValueError, match=f"no stage '{argument}'; .*contrastive.*gpu"):
+            of(argument)
 
 
-def test_tiny_lengths_are_what_their_comments_say():
-    """The longest page, caption and pair of the world fit, so that no record is cut."""
-    flamingo = tiny.get_config("flamingo").data.datasets
+def test_sizes_of_one_vision_encoder_differ_in_the_language_model_alone():
+    """As the paper's: so the three models of launch/model_sizes.sh share the vision encoder."""
+    base = core_config.from_dict(TrainConfig, tiny.get_config("contrastive"))
+    for size in ("small", "large"):
+        other = core_config.from_dict(TrainConfig, tiny.get_config(f"{size},contrastive"))
+        assert dataclasses.replace(other.model, lm=base.model.lm) == base.model
+        assert dataclasses.replace(other, name=base.name, model=base.model) == base
+
+
+@pytest.mark.parametrize("size", tiny.MODELS)
+def test_tiny_lengths_are_what_their_comments_say(size):
+    """The longest page, caption, pair and document of the world fit, so that no record is cut."""
+    records = world.SIZES.get(size, world.SIZES["demo"])
+    flamingo = tiny.get_config(size).data.datasets
     caption_words = len("a big red circle and a small blue ring".split())
-    assert flamingo.pages.length >= max(flamingo.pages.max_images * 6 + 3, 4 * 13 + 3)
+    assert flamingo.pages.max_images == records.pictures
+    assert flamingo.pages.length >= max(records.pictures * 6 + 3, records.pictures // 2 * 13 + 3)
     assert flamingo.pairs.length >= caption_words + 4
-    assert tiny.get_config("contrastive").data.datasets.captions.length >= caption_words + 2
+    captions = tiny.get_config(f"{size},contrastive").data.datasets.captions
+    assert captions.length >= caption_words + 2
+    assert tiny.get_config(f"{size},language_model").data.datasets.text.length >= records.words + 2
 
 
 FULL_SIZE = {

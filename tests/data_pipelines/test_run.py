@@ -83,6 +83,23 @@ def test_same_request_again_does_nothing(made, capsys):
     assert contents(made) == before
 
 
+def test_a_field_that_a_former_version_lacked_has_its_default(made, capsys):
+    """Worlds from before pages could have more than eight pictures are still whole."""
+    mark = made / "world" / "pipeline.json"
+    content = mark.read_text()
+    former = json.loads(content)
+    assert former["request"]["size"].pop("pictures") == 8
+    del former["request"]["page_mix"]["qa"]
+    mark.write_text(json.dumps(former))
+    try:
+        call("--pipeline=world", f"--output={made / 'world'}", *SMALL)
+        assert "nothing to do" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="request.size.pictures: 8 there, 9 asked for"):
+            call("--pipeline=world", f"--output={made / 'world'}", *SMALL, "--num_pictures=9")
+    finally:
+        mark.write_text(content)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,13 +187,14 @@ def test_tokenizer_of_another_text_is_made_again(made, tmp_path):
         ),
         (("--pipeline=world", "--output=x", "--page_mix=1,0"), "expected 3 numbers"),
         (("--pipeline=world", "--output=x", "--num_one=0"), "one is 0, expected at least 1"),
+        (("--pipeline=world", "--output=x", "--num_pictures=7"), "is 7, expected at least 8"),
         (
             ("--pipeline=world", "--output=x", "--page_mix=nan,1,1"),
             "expected 3 numbers",
         ),
         (
             ("--pipeline=world", "--output=x", "--size=huge"),
-            "--size=huge: expected one of demo, smoke",
+            "--size=huge: expected one of demo, smoke, gpu",
         ),
         (
             ("--pipeline=world", "--output=x", "--input=y"),

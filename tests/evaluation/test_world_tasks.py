@@ -4,6 +4,7 @@ It tests that cheating is not possible, the controls, and the scores of guessers
 """
 
 import functools
+import re
 import zlib
 
 import numpy as np
@@ -20,7 +21,7 @@ from flamingo_jax.world.text import NEW_NAMES
 
 SHOTS = (0, 1, 2, 4, 8)
 SIZE = pipeline.SIZES["smoke"]
-N = {True: SIZE.test_held_out, False: SIZE.test_one}
+N = {True: SIZE.test_held_out, False: SIZE.test_one}  # of `format` and `bind`
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def episodes(directory):
 
     @functools.cache
     def get(name, shots, n=None, seed=1):
-        protocol = Protocol(n=n or N[name.endswith("held_out")], seed=seed)
+        protocol = Protocol(n=n or 0, seed=seed)
         return registry.create(name, {"world": directory}, protocol).episodes(shots)
 
     return get
@@ -88,7 +89,8 @@ def test_query_is_never_among_its_support(episodes, name, shots):
 @pytest.mark.parametrize("name", world_tasks.VARIANTS)
 def test_every_test_picture_is_one_query(episodes, name):
     ids = [episode.query_id for episode in episodes(name, 0)]
-    assert len(set(ids)) == len(ids) == N[name.endswith("held_out")]
+    expected = SIZE.test_two if name.startswith("questions") else N[name.endswith("held_out")]
+    assert len(set(ids)) == len(ids) == expected
 
 
 def test_prompts_read_as_pages_do(episodes):
@@ -109,7 +111,7 @@ def test_episode_depends_on_seed_and_query_alone(episodes, name):
     assert [facts(episode) for episode in other] != [facts(episode) for episode in some]
 
 
-@pytest.mark.parametrize("name", ["format", "bind2_shuffled", "bind4"])
+@pytest.mark.parametrize("name", ["format", "bind2_shuffled", "bind4", "questions"])
 def test_more_shots_add_supports_to_the_same_question(episodes, name):
     for few, many in zip(episodes(name, 2), episodes(name, 8), strict=True):
         assert few.query_id == many.query_id
@@ -271,8 +273,31 @@ def test_hidden_format_is_a_quarter(episodes, shots):
     )
 
 
+def test_questions_are_about_one_of_two_objects(episodes, directory):
+    """Also those of the examples; and to name any of the two objects is right in half of them."""
+    album = world_tasks.read_albums(directory)["test_two"]
+    attributes = dict(zip(album.images, album.attributes, strict=True))
+    found, firsts = [e for seed in range(4) for e in episodes("questions", 4, seed=seed)], []
+    for episode in found:
+        texts = [part for part in episode.parts if isinstance(part, str)]
+        texts[-1] += f" {episode.answer}<EOC>"
+        for image, text in zip(pictures(episode), texts, strict=True):
+            asked, about, answer = re.fullmatch(
+                r"question : what (\w+) is (?:the )?(\w+) \? answer : (\w+)<EOC>", text
+            ).groups()
+            objects = [{COLOURS[c], SHAPES[s]} for c, s, _ in attributes[image]]
+            assert {about, answer} in objects
+            assert answer in {"colour": COLOURS, "shape": SHAPES}[asked]
+        assert episode.candidates == {"colour": COLOURS, "shape": SHAPES}[asked]
+        colour, shape, _ = attributes[pictures(episode)[-1]][0]
+        firsts.append(episode.answer in (COLOURS[colour], SHAPES[shape]))
+    assert np.mean(firsts) == pytest.approx(0.5, abs=3 * (0.25 / len(found)) ** 0.5)
+    hidden = episodes("questions_hidden", 4)
+    assert [facts(e) for e in hidden] == [(*facts(e)[:-1], True) for e in episodes("questions", 4)]
+
+
 def test_chance_and_metrics(directory):
-    expected = {"format": 1 / 3, "bind2": 0.5, "bind2_hidden": 0.5, "bind4": 0.25}
+    expected = {"format": 1 / 3, "bind2": 0.5, "bind2_hidden": 0.5, "bind4": 0.25, "questions": 0.5}
     for name, chance in expected.items():
         task = registry.create(name, {"world": directory})
         assert isinstance(task, registry.Task)
@@ -286,8 +311,9 @@ def test_more_episodes_than_pictures_are_refused(directory):
         task.episodes(0)
 
 
-def test_more_shots_than_pictures_are_refused(directory):
-    task = registry.create("format", {"world": directory}, Protocol(n=1))
+@pytest.mark.parametrize("name", ["format", "questions"])
+def test_more_shots_than_pictures_are_refused(directory, name):
+    task = registry.create(name, {"world": directory}, Protocol(n=1))
     with pytest.raises(ValueError, match="take fewer shots"):
         task.episodes(500)
 

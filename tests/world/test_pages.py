@@ -48,6 +48,18 @@ def test_pictures_and_texts_alternate(albums, kind):
         assert all(isinstance(part, str) for part in page.parts[1::2])
 
 
+@pytest.mark.parametrize("kind", MIXES)
+def test_larger_pages_have_numbers_of_their_own(albums, kind):
+    one, two = albums
+    numbers = [
+        len(synthetic_pages.page(1, "train", i, one=one, two=two, mix=MIXES[kind], most=33).images)
+        for i in range(200)
+    ]
+    least = PICTURES_PER_PAGE[kind]
+    assert (min(numbers), max(numbers)) == (least, 33 * least // 8)
+    assert len(set(numbers)) == max(numbers) - least + 1
+
+
 def test_binding_page_names_the_values_of_one_attribute(albums, shown):
     used, attributes = collections.Counter(), collections.Counter()
     for page in pages(albums, "binding"):

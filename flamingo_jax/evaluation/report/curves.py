@@ -170,6 +170,46 @@ def _curves(axis: Any, values: Mapping[str, Mapping[int, Row]], shots: Sequence[
     axis.tick_params(length=0)
 
 
+def lines_by_shots(
+    axis: Any,
+    lines: Mapping[str, Mapping[int, float]],
+    shots: Sequence[int],
+    colours: Mapping[str, str],
+    *,
+    of_values: Mapping[str, str] | None = None,
+    decimals: int = 1,
+) -> None:
+    """Draws a line for each model, with its last value beside it (paper, Figure 2, right).
+
+    Args:
+        axis: the panel.
+        lines: {model: {examples: value}}; a number of examples may be missing.
+        shots: numbers of examples, which are at equal distances.
+        colours: of the lines.
+        of_values: colours of the values; as the lines by default.
+        decimals: of the values.
+    """
+    ends: dict[str, tuple[int, float]] = {}
+    for model, values in lines.items():
+        points = [(place, values[number]) for place, number in enumerate(shots) if number in values]
+        if points:
+            look = {"color": colours[model], "markersize": 4.5}
+            axis.plot(*zip(*points, strict=True), "-o", label=model, **look)
+            ends[model] = points[-1]
+    low, high = axis.get_ylim()
+    heights = apart([value for _, value in ends.values()], 0.06 * (high - low))
+    for (model, (place, value)), height in zip(ends.items(), heights, strict=True):
+        colour = (of_values or colours)[model]
+        font = {"size": 8.5, "weight": "bold", "color": colour, "va": "center"}
+        beside = {"xytext": (7, 0), "textcoords": "offset points"}
+        axis.annotate(f"{value:.{decimals}f}", (place, height), **beside, **font)
+    axis.set_xticks(range(len(shots)), [str(number) for number in shots])
+    axis.set_xlabel("examples in the prompt")
+    axis.grid(axis="x", visible=False)
+    axis.set_xlim(-0.3, len(shots) - 0.5)
+    axis.tick_params(length=0, labelsize=9)
+
+
 def _guessing(axis: Any, guess: float) -> None:
     axis.axhline(guess, color=INK, linewidth=0.9, dashes=(1, 2), zorder=1)
     font = {"size": 8, "style": "italic", "color": INK, "ha": "right", "va": "bottom"}

@@ -4,6 +4,7 @@
     TABLE2             fine-tuning                  FIGURE6    the gates over training
     CAPTIONS           captions by group of people, and their toxicity
     TINY               the ablations in the tiny world
+    SIZES              model sizes in the tiny world, as Figure 2 on the right
 
 `evaluate --report=NAME,RUN,RUN,...` prints a report, and writes it as Markdown, text, CSV and HTML.
 """
@@ -24,6 +25,7 @@ from flamingo_jax.evaluation.report.caption_table import caption_tables
 from flamingo_jax.evaluation.report.fine_tuning_table import fine_tuning_table
 from flamingo_jax.evaluation.report.joined_runs import JoinedRun, read_run
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
+from flamingo_jax.evaluation.report.model_sizes import model_sizes
 from flamingo_jax.evaluation.report.report_writer import save
 from flamingo_jax.evaluation.report.table import Table, TableRow
 from flamingo_jax.evaluation.report.tiny_ablations import tiny_ablations
@@ -73,6 +75,7 @@ REPORTS: Mapping[str, Make] = {
     "FIGURE2": _figure_2,
     "FIGURE6": _figure_6,
     "TINY": tiny_ablations,
+    "SIZES": model_sizes,
 }
 
 

@@ -18,7 +18,7 @@ from flamingo_jax.evaluation.benchmarks.benchmark import SHOTS
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report.benchmark_curves import PUBLISHED
 from flamingo_jax.evaluation.report.benchmark_table import own_setting
-from flamingo_jax.evaluation.report.curves import COLOURS, INK, apart, headline, style
+from flamingo_jax.evaluation.report.curves import COLOURS, INK, headline, lines_by_shots, style
 from flamingo_jax.evaluation.report.joined_runs import JoinedRun
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
 from flamingo_jax.evaluation.report.published import benchmark_of, series
@@ -189,33 +189,17 @@ def _tasks(axis: Any, numbers: Overview, order: Sequence[str], colours: Mapping[
 
 
 def _means(axis: Any, numbers: Overview, colours: Mapping[str, str]) -> None:
-    ends: dict[str, tuple[int, float]] = {}
-    for model in numbers.models:
-        points = [
-            (place, value)
-            for place, shots in enumerate(SHOTS)
-            if (value := numbers.mean(model, shots)) is not None
-        ]
-        if points:
-            look = {"color": colours.get(model) or PUBLISHED[model][0], "markersize": 4.5}
-            axis.plot(*zip(*points, strict=True), "-o", label=model, **look)
-            ends[model] = points[-1]
-    low, high = axis.get_ylim()
-    heights = apart([value for _, value in ends.values()], 0.06 * (high - low))
-    for (model, (place, value)), height in zip(ends.items(), heights, strict=True):
-        colour = colours.get(model) or PUBLISHED[LARGEST][0]  # the others are too pale to read
-        font = {"size": 8.5, "weight": "bold", "color": colour, "va": "center"}
-        beside = {"xytext": (7, 0), "textcoords": "offset points"}
-        axis.annotate(f"{value:.1f}", (place, height), **beside, **font)
+    means = {
+        model: {shots: mean for shots in SHOTS if (mean := numbers.mean(model, shots)) is not None}
+        for model in numbers.models
+    }
+    drawn = {model: colours.get(model) or PUBLISHED[model][0] for model in means}
+    readable = {model: colours.get(model) or PUBLISHED[LARGEST][0] for model in means}  # not pale
+    lines_by_shots(axis, means, SHOTS, drawn, of_values=readable)
     count = len(numbers.tasks)
     axis.set_title(
         f"mean over {count} tasks" if count > 1 else PAPER_BENCHMARKS[numbers.tasks[0]].title
     )
-    axis.set_xticks(range(len(SHOTS)), [str(shots) for shots in SHOTS])
-    axis.set_xlabel("examples in the prompt")
-    axis.grid(axis="x", visible=False)
-    axis.set_xlim(-0.3, len(SHOTS) - 0.5)
-    axis.tick_params(length=0, labelsize=9)
 
 
 def _shares(run: JoinedRun) -> dict[str, dict[str, dict[int, float]]]:

@@ -207,7 +207,7 @@ def test_a_damaged_drawing_is_named(tmp_path):
     ("options", "message"),
     [
         ({"input": ""}, "--input is missing"),
-        ({"size": "large"}, "--size=large: expected one of full, smoke"),
+        ({"size": "large"}, "--size=large: expected one of full, smoke, gpu"),
         ({"image_size": 8}, "--image_size=8: expected 16 to 512"),
         ({"seed": -1}, "--seed is -1"),
     ],
