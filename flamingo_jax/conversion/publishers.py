@@ -25,6 +25,7 @@ SOURCES: Mapping[str, str] = {
     "hf_lm": "hf_lm",
     "open_flamingo": "open_flamingo",
     "idefics": "idefics",
+    "mllama": "mllama",
 }
 # what a source raises if a field of a config is a list, say, where a number should be
 _ODD_VALUES = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)

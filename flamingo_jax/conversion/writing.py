@@ -123,7 +123,9 @@ def _origin(weight: PlannedWeight) -> str:
 def _layers(rule: Rule, length: int) -> str:
     numbers = list(range(length)) if rule.layers is None else list(rule.layers)
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    return f"{numbers[0]}..{numbers[-1]}" + (f" by {step}" if step != 1 else "")
+    even = list(range(numbers[0], numbers[-1] + 1, step)) == numbers if step > 0 else False
+    rest = "" if even and step == 1 else f" by {step}" if even else f", {len(numbers)} of them"
+    return f"{numbers[0]}..{numbers[-1]}{rest}"
 
 
 def _summary(plan: ConversionPlan) -> str:

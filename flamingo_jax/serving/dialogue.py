@@ -54,7 +54,7 @@ def prompt_of(
                 raise unsupported(f"{where}.{name}", "the model calls no tools; leave it out.")
         parts = _content(message.get("content"), f"{where}.content", image)
         if role == "user":
-            said += parts
+            said += ["\n", *parts] if said and not template.space else parts
             continue
         if not all(isinstance(part, str) for part in parts):
             raise ApiError(

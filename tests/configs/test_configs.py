@@ -60,6 +60,7 @@ def test_every_config_has_every_field(name):
         config.model.vision = core_config.editable(sizes.NFNETS["F6"])
         config.model.vit = core_config.editable(sizes.VITS["L14"])
         config.model.tiled_vit = core_config.editable(sizes.TILED_VITS["llama"])
+        config.model.resampler = core_config.editable(sizes.RESAMPLERS["paper"])
         config.model.lm.lora = core_config.editable(LoRAConfig())
         config.evaluate.data = config.data.datasets = {}  # their keys are no fields
     assert leaves_of(config) == fields_of(TrainConfig)

@@ -58,17 +58,29 @@ def test_idefics_shapes(name, xattn_layers):
     assert model.encoder().num_features(224) == 257
 
 
+@pytest.mark.parametrize(("name", "xattn_layers"), [("mllama_11b", 8), ("mllama_90b", 20)])
+def test_llama_vision_shapes(name, xattn_layers):
+    """Exact counts are tested with the conversion. An image has four tiles of 1601 features."""
+    model = config_of(name).model
+    assert model.xattn.num_layers(model.lm.num_layers) == xattn_layers
+    assert model.resampler is None and model.flamingo().num_latents == 4 * 1601
+
+
 @pytest.mark.parametrize(
     "name",
-    ["open_flamingo_3b", "open_flamingo_4b", "open_flamingo_9b", "idefics_9b", "idefics_80b"],
+    [
+        *("open_flamingo_3b", "open_flamingo_4b", "open_flamingo_9b"),
+        *("idefics_9b", "idefics_80b", "mllama_11b", "mllama_90b"),
+    ],
 )
 def test_further_training_starts_from_the_converted_model(name):
     config = config_of(name)
     assert config.initial == config.data.tokenizer == f"/records/{name}"
     assert config.data.image_size == config.model.encoder().image_size
-    is_idefics = name.startswith("idefics")
-    assert config.data.image_fit == ("squash" if is_idefics else "crop")
-    assert config.data.background == ("white" if is_idefics else "none")
+    publisher = name.split("_")[0]
+    fits = {"idefics": "squash", "open": "crop", "mllama": "pad"}  # of tiles it says nothing
+    assert config.data.image_fit == fits[publisher]
+    assert config.data.background == ("none" if publisher == "open" else "white")
     for dataset in config.data.datasets.values():
         assert dataset.batch_size % (config.mesh.replica * config.mesh.data) == 0
         assert dataset.p_next == 0 or dataset.kind == "pairs"  # text attends the image before it

@@ -223,7 +223,7 @@ def test_numbers_that_are_not_finite_are_counted_in_blocks(dtype, transposed, mo
     assert values.count_not_finite(array) == 3
 
 
-@pytest.mark.parametrize("source", ["clip", "timm_vit", "idefics", "open_clip"])
+@pytest.mark.parametrize("source", ["clip", "timm_vit", "idefics", "mllama", "open_clip"])
 @pytest.mark.parametrize("content", [[1], None, {"vision_config": 3}, {"architecture": 3}])
 def test_an_odd_config_of_any_source_is_one_error(found, source, content):
     put(found, "config.json", content)

@@ -1,8 +1,9 @@
-"""OpenFlamingo and IDEFICS on eight chips: training steps and answers equal those of one chip.
+"""Imported models on eight chips: training steps and answers equal those of one chip.
 
 The models have the options of their configs, in small sizes. OpenFlamingo has ALiBi, a tied table
 and norms over all heads; IDEFICS has SwiGLU, norms on each head of the cross-attention and an
-untied head. Neither maps visual tokens to the language model's width.
+untied head. Neither maps visual tokens to the language model's width. Llama 3.2 Vision has two
+heads of keys and values, which four chips do not divide, and images in tiles.
 """
 
 import dataclasses
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import idefics_9b, open_flamingo_3b
+from configs import idefics_9b, mllama_11b, open_flamingo_3b
 from flamingo_jax.checkpoint.export import export
-from flamingo_jax.conversion import idefics
+from flamingo_jax.conversion import idefics, mllama
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import editable, from_dict, to_dict
 from flamingo_jax.core.precision import Policy
@@ -45,15 +46,23 @@ def described(name):
     if name == "open_flamingo":
         config.model = parts = editable(open_flamingo_3b.model(lm="mpt_1b", every=2))
         parts.xattn.update(num_heads=4, head_dim=8)
+    elif name == "mllama":
+        config.model = parts = editable(mllama_11b.model("11b"))
+        parts.xattn.update(every=2, offset=1, num_kv_heads=2, mlp_width=48)
+        parts.lm.num_kv_heads = 2
+        parts.tiled_vit.update(num_global_layers=1, kept=(0,))
+        for dataset in config.data.datasets.values():
+            dataset.update(num_frames=parts.tiled_vit.max_tiles, p_next=0.0)
     else:
         config.model = parts = editable(idefics_9b.model("9b"))
         parts.xattn.update(every=2, mlp_width=48)
         parts.new_tokens = (*parts.new_tokens, idefics.END_OF_UTTERANCE)
     parts.lm.update(vocab_size=0, num_layers=2, width=32, num_heads=4, mlp_width=48)
-    parts.vit.update(
+    (parts.tiled_vit if name == "mllama" else parts.vit).update(
         patch_size=8, image_size=small.SIZE, width=16, num_layers=2, num_heads=2, mlp_width=24
     )
-    parts.resampler.update(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=2)
+    if name != "mllama":
+        parts.resampler.update(num_layers=1, width=16, num_heads=2, head_dim=8, num_latents=2)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=0, eps=1e-3)
     return from_dict(TrainConfig, config)
 
@@ -100,13 +109,19 @@ def test_a_step_of_further_training_is_the_same_on_a_mesh_as_on_one_device(name)
         np.testing.assert_allclose(weights[path], leaf, rtol=1e-5, atol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("name", [pytest.param("open_flamingo", marks=pytest.mark.slow), "idefics"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("open_flamingo", marks=pytest.mark.slow), "idefics", "mllama"]
+)
 def test_answers_of_a_mesh_are_those_of_one_device(name, tmp_path):
     """Tokens are equal, log-likelihoods (about 10) within 1e-4: float32 sums in another order."""
     words = tiny.tokenizer(tmp_path)
     model = described(name).resolved(words.vocab_size).model.of_stage("flamingo")
     params = tiny.weights(jax.eval_shape(api.flamingo(model.flamingo()).init, jax.random.key(0)))
-    prompt = Markers(bos=False) if name == "open_flamingo" else idefics.markers(model.new_tokens, 0)
+    prompt = {
+        "open_flamingo": Markers(bos=False),
+        "idefics": idefics.markers(model.new_tokens, 0),
+        "mllama": mllama.markers("base", 0),
+    }[name]
     about = {
         "tokenizer": tmp_path / "tokenizer.model",
         "preprocessing": {"image_size": small.SIZE},

@@ -13,7 +13,7 @@ from flamingo_jax.inference.methods import Greedy, Sample
 from flamingo_jax.serving import chat_request, dialogue
 from flamingo_jax.serving.api_error import ApiError
 from flamingo_jax.serving.request_images import RequestImages, Uploads
-from flamingo_jax.tokenizers.chat_template import PAPER, TURNS
+from flamingo_jax.tokenizers.chat_template import LLAMA, PAPER, TURNS
 from tests.inference import tiny
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -105,6 +105,18 @@ def test_a_model_of_conversations_has_their_template():
     messages = [*HELLO, {"role": "assistant", "content": "hi"}, *HELLO]
     found = "".join(dialogue.prompt_of(messages, images(), TURNS))
     assert found == "User: hello\nFlamingo: hi<EOC>User: hello\nFlamingo:"
+
+
+def test_a_dialogue_of_llama_has_headers_and_texts_are_as_they_are():
+    system = {"role": "system", "content": "Be brief. "}
+    messages = [system, *HELLO, {"role": "assistant", "content": "hi"}, *HELLO, *HELLO]
+    found = "".join(dialogue.prompt_of(messages, images(), LLAMA))
+    named = lambda role, text: (
+        f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}" + ("<|eot_id|>" if text else "")
+    )
+    written = [("system", "Be brief."), ("user", "hello"), ("assistant", "hi")]
+    written += [("user", "hello\nhello"), ("assistant", "")]
+    assert found == "".join(named(*each) for each in written)
 
 
 def test_a_system_message_takes_the_place_of_the_introduction():
