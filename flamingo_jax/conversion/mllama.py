@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 from flamingo_jax.conversion import lm_llama, mllama_vision, published_tokenizer, transforms
+from flamingo_jax.conversion.clip import read_preprocessing
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.mapping import (
     LAYER,
@@ -55,7 +56,6 @@ from flamingo_jax.tokenizers.markers import IMAGE_TAG, Markers
 
 Form = Literal["base", "instruct"]
 
-PREPROCESSOR = "preprocessor_config.json"
 END_OF_TURN = "<|eot_id|>"  # ends an answer of the instruct models
 NEWLINE = "Ċ"  # the piece of a line break; ends an example in the prompts of the base models
 
@@ -94,11 +94,10 @@ def conversion(inputs: Inputs) -> Conversion:
     form = inputs.options.get("form") or form_of(inputs.directory)
     if form not in get_args(Form):
         raise ConversionError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}.")
-    file = inputs.directory / PREPROCESSOR
     described = describe(
         read_config(inputs.input),
         open_weights(inputs.input),
-        read_object(file) if file.exists() else {},
+        read_preprocessing(inputs.directory),
         form=cast(Form, form),
     )
     published = published_tokenizer.load(

@@ -12,7 +12,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from flamingo_jax.checkpoint.export import export, open_checkpoint
+from flamingo_jax.conversion import publishers, writing
 from flamingo_jax.core.paths import Path
+from flamingo_jax.inference import chat
 from flamingo_jax.inference.methods import Greedy
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.prompt import PromptError
@@ -80,14 +82,11 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(directory, run_program, tmp_path_factory):
-    """The export that `convert` writes, after a dry run."""
+def converted(directory, tmp_path_factory):
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    inputs = publishers.Inputs(Path(directory))
     place = tmp_path_factory.mktemp("converted") / "mllama"
-    command = ("-m", "flamingo_jax.convert", "--source=mllama", f"--input={directory}")
-    dry = run_program(*command, "--dry_run").stdout
-    assert "-> flamingo/xattn/block/query/w" in " ".join(dry.split()) and not place.exists()
-    run_program(*command, f"--output={place}")
-    return place
+    return writing.write(publishers.describe("mllama", inputs), place)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +151,10 @@ def test_a_dialogue_has_the_tokens_of_its_own_template(model, directory):
             for part in words
         ]
         messages.append({"role": "user", "content": parts})
-        said += chat_turn(model, words)
+        said += chat.turn_of(words, model.chat_template)
         if answer:
             messages.append({"role": "assistant", "content": answer})
-            said.append(chat_answer(model, answer))
+            said.append(chat.answered(answer, model.chat_template))
     text = (
         jinja2.Environment()
         .from_string(TEMPLATE)
@@ -165,22 +164,9 @@ def test_a_dialogue_has_the_tokens_of_its_own_template(model, directory):
     read = model.read(said)
     assert read.tokens.tolist() == expected
     assert model.engine.stop and END_OF_TURN in model.engine.stop and END in model.engine.stop
-    chat = model.chat(method=Greedy(ANSWER))
-    answer = chat.say([images()[0], "what is it?"])
-    first = model.read(chat_turn(model, [images()[0], "what is it?"]))
+    answer = model.chat(method=Greedy(ANSWER)).say([images()[0], "what is it?"])
+    first = model.read(chat.turn_of([images()[0], "what is it?"], model.chat_template))
     assert answer == model.tokenizer.decode(their_answer(first.tokens, images()[:1])).strip()
-
-
-def chat_turn(model, words):
-    from flamingo_jax.inference import chat
-
-    return chat.turn_of(words, model.chat_template)
-
-
-def chat_answer(model, text):
-    from flamingo_jax.inference import chat
-
-    return chat.answered(text, model.chat_template)
 
 
 def test_it_evaluates(model):
@@ -229,6 +215,7 @@ def test_a_text_is_answered_as_by_the_language_model_alone(model):
     assert model.generate("this is a", method=Greedy(ANSWER)) == model.tokenizer.decode(expected)
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_are_answered_alike_in_one_batch_and_alone(model):
     prompts = [[image, "this is a"] for image in (*images(), tiny.image(3))]
     together = model.generate(prompts, method=Greedy(ANSWER))

@@ -197,12 +197,13 @@ def their_logits(tokens: np.ndarray) -> np.ndarray:
         return reference()(input_ids=torch.from_numpy(tokens).long(), **given).logits.numpy()
 
 
-def our_logits(tokens: np.ndarray, phi: np.ndarray, *, prefix: int = 0) -> np.ndarray:
-    """Of the whole sequences at once, as a prompt is read.
+@functools.cache
+def program(prefix: int):
+    """Logits of whole sequences, as a prompt is read.
 
     Or (but for the prefix) of one token after the other from the cache.
     """
-    model, params = ours()
+    model, _ = ours()
     slot = jnp.arange(9, dtype=jnp.int32).reshape(3, 3)
 
     @jax.jit
@@ -227,8 +228,13 @@ def our_logits(tokens: np.ndarray, phi: np.ndarray, *, prefix: int = 0) -> np.nd
         _, later = jax.lax.scan(one, cache, rest)
         return jnp.concatenate([logits, later.swapaxes(0, 1)], axis=1)
 
+    return run
+
+
+def our_logits(tokens: np.ndarray, phi: np.ndarray, *, prefix: int = 0) -> np.ndarray:
     flat = frames().reshape(9, *frames().shape[2:])
-    logits = np.asarray(run(params, *map(jnp.asarray, (tokens, phi, flat, frame_mask()))))
+    inputs = map(jnp.asarray, (tokens, phi, flat, frame_mask()))
+    logits = np.asarray(program(prefix)(ours()[1], *inputs))
     assert (logits[..., V:] < -1e29).all()
     return logits[..., :V]
 
