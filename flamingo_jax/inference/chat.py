@@ -135,8 +135,8 @@ def turn_of(words: Sequence[Part], template: ChatTemplate) -> list[Part]:
     """Returns the prompt of a turn: what the user says, up to the model's answer."""
     said: list[Part] = []
     for part in words:
-        if not isinstance(part, str):
+        if not isinstance(part, str) or not template.space:
             said.append(part)
         elif part.strip():
-            said.append(f"{template.space}{part.strip()}" if template.space else part)
+            said.append(f"{template.space}{part.strip()}")
     return [template.user, *said, template.model]
