@@ -82,8 +82,8 @@ def train_config(
         tokenizer, image_size, augment: as in DataConfig. Images are not changed by default: the
             texts of the tiny world are about colours, and about left and right, and pictures of
             emoji are composed with shifts, scales and rotations.
-        benchmarks: {name: directory} for evaluation during training, which is off by default. To use
-            it: --config.evaluate.every=100 --config.evaluate.tasks="('format',)", in the
+        benchmarks: {name: directory} for evaluation during training, which is off by default. To
+            use it: --config.evaluate.every=100 --config.evaluate.tasks="('format',)", in the
             contrastive stage ('world_retrieval',).
     """
     return TrainConfig(
