@@ -178,6 +178,7 @@ def test_what_it_cannot_see_is_one_error(model):
         model.generate([np.zeros((2, 28, 28, 3), np.uint8), "what?"])
 
 
+@pytest.mark.slow
 def test_its_export_is_exported_again(model, converted, tmp_path):
     """From an export to another: the same weights, prompts and answers."""
     opened = open_checkpoint(converted)
