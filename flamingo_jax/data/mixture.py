@@ -40,6 +40,7 @@ class _Reader:
     """What all datasets of a mixture share: the arguments of Mixture, checked.
 
     Attributes:
+        max_tiles: the most tiles that an image is cut into; 0 = it is one square.
         cache_bytes: memory in which one dataset may be kept decoded.
     """
 
@@ -49,6 +50,7 @@ class _Reader:
     process_index: int
     process_count: int
     num_shards: int
+    max_tiles: int
     cache_bytes: int
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ class Mixture:
             same index.
         process_count: readers that share a batch.
         num_shards: all data shards of the mesh, over which rows and pool of images are split.
+        max_tiles: the most tiles that an image is cut into, for a model that sees tiles; 0 = it is
+            one square.
         cache_bytes: memory in which small datasets are kept decoded, over all datasets.
 
     Raises:
@@ -95,6 +99,7 @@ class Mixture:
         process_index: int = 0,
         process_count: int = 1,
         num_shards: int = 1,
+        max_tiles: int = 0,
         cache_bytes: int = 512 << 20,
     ):
         reader = _Reader(
@@ -104,6 +109,7 @@ class Mixture:
             process_index=process_index,
             process_count=process_count,
             num_shards=num_shards,
+            max_tiles=max_tiles,
             cache_bytes=cache_bytes // max(len(config.datasets), 1),
         )
         self._num_threads = config.num_threads or _num_cores()
@@ -203,6 +209,12 @@ class _Dataset:
                 f"{' or '.join(RECORD_KINDS[config.kind])}, but {config.path} holds {source.kind}. "
                 "Change the kind or the path."
             )
+        if reader.max_tiles and source.kind.startswith("video"):
+            raise ConfigError(
+                f"Dataset {name!r}: {config.path} holds {source.kind}, and the model sees an image "
+                "as tiles, and no videos. Leave the dataset out: "
+                f"--config.data.datasets.{name}=None."
+            )
         if config.loss_on == "answers" and config.kind == "pairs" and "answers" not in source.kind:
             raise ConfigError(
                 f"Dataset {name!r} has loss_on = 'answers', and {config.path} holds {source.kind}, "
@@ -219,6 +231,7 @@ class _Dataset:
             reader.config.image_size,
             reader.config.image_fit,
             reader.config.background,
+            reader.max_tiles,
         )
         self._check_targets(reader.tokenizer)
         self.examples: Examples[Example] = Examples(source, self._maker.prepare, reader.cache_bytes)

@@ -20,7 +20,7 @@ from flamingo_jax.data import interleave, pack
 from flamingo_jax.data.captions import tokenise_pair, tokenise_turns
 from flamingo_jax.data.config import Background, DatasetConfig, ImageFit
 from flamingo_jax.data.conversations import tokenise_conversation
-from flamingo_jax.data.images import video
+from flamingo_jax.data.images import tiles, video
 from flamingo_jax.data.images.read import place
 from flamingo_jax.data.schema import (
     Batch,
@@ -94,7 +94,8 @@ class TrainingRow:
 
     Attributes:
         tokens, segment, media_index: int32[l], l <= L, as in Batch.
-        visuals: the frames of each visual input, uint8[h, w, 3] with a longer side of S pixels.
+        visuals: the frames of each visual input, uint8[h, w, 3] with a longer side of S pixels; or
+            one frame, the canvas of an image's tiles.
         targets: bool[l], the tokens that count in the loss; None = all.
     """
 
@@ -114,6 +115,7 @@ class RowMaker:
         image_size: side of the square images, in pixels.
         image_fit: how an image becomes a square.
         background: what is behind transparent pixels.
+        max_tiles: the most tiles that an image is cut into; 0 = it is one square.
     """
 
     def __init__(
@@ -123,9 +125,11 @@ class RowMaker:
         image_size: int,
         image_fit: ImageFit = "pad",
         background: Background = "mean",
+        max_tiles: int = 0,
     ):
         self._config, self._tokenizer, self._image_size = config, tokenizer, image_size
         self._image_fit, self._background = image_fit, background
+        self._max_tiles = max_tiles
         self._tag = interleave.tag_of(tokenizer)
         self._tag_length = len(self._tag.own)
 
@@ -231,7 +235,8 @@ class RowMaker:
         return dataclasses.replace(example, images=self._images(record.frames), fps=fps)
 
     def _images(self, encoded: Sequence[bytes]) -> EncodedImages:
-        return EncodedImages(encoded, self._image_size, self._image_fit, self._background)
+        how = (self._image_size, self._image_fit, self._background, self._max_tiles)
+        return EncodedImages(encoded, *how)
 
     def draw(self, example: Example, rng: Rng) -> TrainingRow:
         """Draws the row of one visit to a page, a pair, a conversation or a caption.
@@ -333,7 +338,7 @@ class RowMaker:
         segment, media_index = np.zeros_like(tokens), np.zeros_like(tokens)
         media_slot = np.full((len(rows), config.num_visuals), -1, np.int32)
         frames = np.empty((num_pools * capacity, config.num_frames, size, size, 3), np.uint8)
-        frame_mask = np.zeros(frames.shape[:2], bool)
+        frame_mask = np.zeros(frames.shape[:2], np.int8 if self._max_tiles else bool)
         used = 0
         for b, row in enumerate(rows):
             number, in_pool = divmod(b, per_pool)
@@ -354,11 +359,16 @@ class RowMaker:
             media_index[b, : len(row.tokens)] = row.media_index
             media_slot[b, : len(row.visuals)] = np.arange(used, used + len(row.visuals))
             for slot, clip in enumerate(row.visuals, start=number * capacity + used):
+                if self._max_tiles:
+                    pieces, arrangement = tiles.cut(clip[0], size, self._max_tiles)
+                    frames[slot, : len(pieces)] = pieces
+                    frame_mask[slot, : len(pieces)] = arrangement
+                    continue
                 for image, square in zip(clip, frames[slot], strict=False):
                     place(image, square)
                 frame_mask[slot, : len(clip)] = True
             used += len(row.visuals)
-        frames[~frame_mask] = 0
+        frames[frame_mask == 0] = 0
         # A segment starts with <BOS>, which is no target. The segment is compared too, because a
         # vocabulary may have one piece for <BOS> and <EOS>.
         starts = np.diff(segment, axis=1, prepend=0) != 0

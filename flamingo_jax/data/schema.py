@@ -305,7 +305,8 @@ class Batch(Generic[T]):
             sequence; -1 = the sequence has no n-th visual input.
         frames: uint8[M, F, H, W, 3] the pool.
         frame_mask: bool[M, F] False after the end of a shorter video, and on unused rows of the
-            pool.
+            pool. For a model that sees tiles it is int8[M, F]: 0 where an image has no tile, and on
+            its tiles the number of their arrangement (`data.images.tiles.arrangements`).
         media_key: uint32[M, 2] key of each visual input for flip and colours in training: a hash of
             (seed, dataset, position, number of the visual input in its row). Zeros on unused rows.
             None in prompts, which are never augmented.
@@ -426,7 +427,8 @@ def _check_shapes(batch: Batch[np.ndarray], where: str) -> None:
     letters: dict[str, int] = {"2": 2, "3": 3}
     for name, letter_list in _SHAPES.items():
         array, names = getattr(batch, name), letter_list[1:-1].split(", ")
-        if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name]:
+        is_tiles = name == "frame_mask" and getattr(array, "dtype", None) == np.int8
+        if not isinstance(array, np.ndarray) or (array.dtype != _DTYPES[name] and not is_tiles):
             got = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
             raise ValueError(
                 f"{where}: {name} is a {got}, expected a numpy array of {np.dtype(_DTYPES[name])}."

@@ -25,7 +25,7 @@ from flamingo_jax.data import fingerprints
 from flamingo_jax.data.config import Background, ImageFit
 from flamingo_jax.data.files import listed, refuse_pipes
 from flamingo_jax.data.fingerprints import Piece
-from flamingo_jax.data.images import read
+from flamingo_jax.data.images import read, tiles
 from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.data.schema import CorruptRecord, Record, from_example, kind_of
 
@@ -192,9 +192,11 @@ class EncodedImages:
         size: int,
         image_fit: ImageFit = "pad",
         background: Background = "mean",
+        max_tiles: int = 0,
     ):
         self._images: list[bytes | np.ndarray] = list(encoded)
         self._size, self._image_fit, self._background = size, image_fit, background
+        self._max_tiles = max_tiles
         self._room: Room | None = None
 
     def __len__(self) -> int:
@@ -212,7 +214,9 @@ class EncodedImages:
         self._room = room
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one image, uint8[h, w, 3] with a longer side of `size` pixels; read-only.
+        """Returns one image, uint8[h, w, 3], read-only.
+
+        Its longer side has `size` pixels; or it is the canvas of tiles of this side.
 
         Raises:
             CorruptRecord: the image cannot be decoded.
@@ -220,7 +224,10 @@ class EncodedImages:
         image = self._images[index]
         if isinstance(image, np.ndarray):
             return image
-        decoded = read.decode_inner(image, self._size, self._image_fit, self._background)
+        if self._max_tiles:
+            decoded = tiles.decode(image, self._size, self._max_tiles, self._background)
+        else:
+            decoded = read.decode_inner(image, self._size, self._image_fit, self._background)
         if self._room and self._room.take(decoded.nbytes - len(image)):
             self._images[index] = decoded
         return decoded

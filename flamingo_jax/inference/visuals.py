@@ -137,7 +137,7 @@ def load_frames(
     if encoded is not None:
         with _unreadable(what):
             if max_tiles:
-                return tiles.canvas(images.whole(encoded, background), image_size, max_tiles)[None]
+                return tiles.decode(encoded, image_size, max_tiles, background)[None]
             return images.decode(encoded, image_size, image_fit, background)[None]
     assert isinstance(visual, PIL.Image.Image | np.ndarray)  # for mypy: the rest is done
     frames = as_array(visual)

@@ -109,7 +109,9 @@ def chunk(rows: Any, i: Array | int) -> Any:
     return jax.tree.map(part, rows)
 
 
-def _places(frame_mask: Bool[Array, "S k m F"]) -> Int[Array, "S k m"]:
+def _places(
+    frame_mask: Bool[Array, "S k m F"] | Int[Array, "S k m F"],
+) -> Int[Array, "S k m"]:
     """Returns where each visual input is in its shard's pool if the batch is one chunk.
 
     There the visual inputs of all rows follow one another. For unused rows of a pool the result is

@@ -14,6 +14,7 @@ from flamingo_jax.core import config as config_lib
 from flamingo_jax.core import paths
 from flamingo_jax.core.notation import Array
 from flamingo_jax.core.processes import from_first_process
+from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.tokenizers.base import Tokenizer
 from flamingo_jax.tokenizers.load import load_tokenizer
 from flamingo_jax.training import deviations, run_record, towers, unreported
@@ -46,7 +47,7 @@ def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) ->
     The model and the tokenizer both count the ids of new tokens from V.
 
     Raises:
-        ConfigError: if the vocabulary does not fit, the model sees images as tiles, the probe of
+        ConfigError: if the vocabulary does not fit, tiles would be augmented, the probe of
             `config.until` is unknown, or `config.resume` names what cannot change.
     """
     deviations.check(config)
@@ -58,12 +59,11 @@ def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) ->
             "model's export: where a table has more rows than pieces, the prompt.json beside it "
             "says so."
         )
-    shown = [name for name, each in config.data.datasets.items() if each.num_visuals]
-    if config.model.tiled_vit is not None and shown:
+    if config.model.tiled_vit is not None and config.data.augment != NO_AUGMENTATION:
         raise config_lib.ConfigError(
-            f"config.model.tiled_vit sees an image as tiles, and the images of the dataset "
-            f"{shown[0]!r} are read as squares: such a model answers prompts, and is not trained "
-            "on images yet. Expected model.vision or model.vit; or datasets of text alone."
+            "config.model.tiled_vit sees an image as tiles, and tiles are not augmented: "
+            f"config.data.augment is {config.data.augment}; expected zeros, as in "
+            "--config.data.augment.flip=0."
         )
     if config.until and config.until.probe not in probes:
         raise config_lib.ConfigError(

@@ -168,6 +168,7 @@ def train(
             process_index=reader.index,
             process_count=reader.count,
             num_shards=shards,
+            max_tiles=0 if config.model.tiled_vit is None else config.model.tiled_vit.max_tiles,
         )
 
         # One run: its processes agree, and the workdir is its own.

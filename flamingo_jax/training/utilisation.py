@@ -101,6 +101,7 @@ def _count(parts: dict[str, tuple[jax.Array, jax.Array | None]]) -> dict[str, ja
     def of_batch(segment: jax.Array, mask: jax.Array | None) -> jax.Array:
         if mask is None:
             mask = jnp.zeros((0, 1), jnp.bool_)
-        return jnp.stack([jnp.sum(segment > 0), jnp.sum(jnp.any(mask, axis=1)), jnp.sum(mask)])
+        real = mask != 0  # of tiles it has numbers
+        return jnp.stack([jnp.sum(segment > 0), jnp.sum(jnp.any(real, axis=1)), jnp.sum(real)])
 
     return {name: of_batch(*part) for name, part in parts.items()}

@@ -22,7 +22,9 @@ from flamingo_jax.core.paths import PathError
 from flamingo_jax.core.precision import Policy
 from flamingo_jax.core.preemption import EndedAsAsked
 from flamingo_jax.data import schema
+from flamingo_jax.data.config import NO_AUGMENTATION
 from flamingo_jax.data.mixture import Mixture
+from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.models.sizes import TILED_VITS
 from flamingo_jax.sharding.mesh import make_mesh
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -232,8 +234,7 @@ def _with_tiles(config, num_frames):
     )
 
 
-def test_a_model_that_sees_tiles_is_not_trained_on_images(world, tmp_path, never_compiles):
-    """Such a run can be planned: its batches have room for all tiles."""
+def test_what_a_model_that_sees_tiles_cannot_learn_from(world, tmp_path, never_compiles):
     stages = ("contrastive", "flamingo")
     contrastive, flamingo = (
         from_dict(TrainConfig, small.with_world(small.get_config(stage), world)) for stage in stages
@@ -242,8 +243,24 @@ def test_a_model_that_sees_tiles_is_not_trained_on_images(world, tmp_path, never
         _with_tiles(contrastive, 4)
     with pytest.raises(ConfigError, match=r"num_frames is 1; expected 4, the most tiles"):
         _with_tiles(flamingo, 1)
-    with pytest.raises(ConfigError, match="tiled_vit sees an image as tiles, and the images of"):
+    with pytest.raises(ConfigError, match="tiles are not augmented: config.data.augment is"):
         run_lib.train(_with_tiles(flamingo, 4), tmp_path, devices=ONE)
+
+
+def test_a_model_that_sees_tiles_is_trained(world, tmp_path):
+    """Both towers from nothing, on pictures of 2 x 2 tiles; then the checkpoint is opened."""
+    config = small.with_world(small.get_config("flamingo"), world)
+    config.steps, config.unfrozen = 2, ("vision", "lm")
+    config.towers.update(lm=None, vision=None, random=("vision", "lm"))
+    flamingo = _with_tiles(from_dict(TrainConfig, config), 4)
+    data = dataclasses.replace(flamingo.data, augment=NO_AUGMENTATION)
+    run_lib.train(dataclasses.replace(flamingo, data=data), tmp_path, devices=ONE)
+    *_, last = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert last["step"] == 2 and np.isfinite(last["loss"])
+    model = Flamingo.load(str(tmp_path))
+    wide, red = np.full((20, 60, 3), 9, np.uint8), np.full((32, 32, 3), (250, 0, 0), np.uint8)
+    scores = [model.score([image, "output :"], ["red", "blue"]) for image in (wide, red)]
+    assert np.abs(np.subtract(*scores)).max() > 0
 
 
 def test_unknown_probe_is_refused(config, tmp_path, never_compiles):

@@ -18,6 +18,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flamingo_jax.data.config import Background
+from flamingo_jax.data.images import read
+
 
 @functools.cache
 def arrangements(max_tiles: int) -> tuple[tuple[int, int], ...]:
@@ -27,6 +30,25 @@ def arrangements(max_tiles: int) -> tuple[tuple[int, int], ...]:
     """
     sides = range(1, max_tiles + 1)
     return tuple((h, w) for h in sides for w in sides if h * w <= max_tiles)
+
+
+def decode(
+    encoded: bytes, size: int, max_tiles: int, background: Background = "mean"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image of any of `read.FORMATS` into its `canvas`; read-only.
+
+    Args:
+        encoded: the bytes of the file.
+        size: S, side of a tile, in pixels.
+        max_tiles: most tiles.
+        background: what is behind transparent pixels.
+
+    Raises:
+        CorruptRecord: as in `read.decode_inner`.
+    """
+    pixels = canvas(read.whole(encoded, background), size, max_tiles)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def canvas(image: Image.Image, size: int, max_tiles: int) -> UInt8[np.ndarray, "h w 3"]:
