@@ -20,8 +20,7 @@ Llama 3.1 8B, a tiled ViT, a cross-attention layer before every 4th block, and n
         python -m flamingo_jax.plan --config=configs/mllama_11b.py --topology=v4:2x2x1 \
             --program=prefill|decode
     EXPECTED
-        What a TPU needs to answer prompts. Training on images in tiles is refused: the readers of
-        datasets make squares.
+        What a TPU needs to answer prompts. Training this model further was not tried.
 
 10,670,220,835 weights: Llama 3.1 8B 8,030,261,248, tiled ViT 863,567,379 and its projection
 31,461,376, 8 layers of cross-attention 1,744,898,064, 8 new tokens. The base model has tiles of 448

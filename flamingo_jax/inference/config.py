@@ -40,7 +40,8 @@ class InferenceConfig:
         lengths: prompt lengths in tokens, ascending; the last is the longest possible prompt.
         num_images: images of a prompt, ascending; by default up to 4, 8, 16, 32 shots and the
             query.
-        images_per_pass: images, or frames of videos, encoded together (at least one video).
+        images_per_pass: images, tiles of images or frames of videos that are encoded together, at
+            least one image or video.
         candidates_per_pass: candidates of one prompt scored together.
         latents_megabytes: memory for latents of images that may come again, such as support
             examples.

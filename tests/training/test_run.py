@@ -247,6 +247,7 @@ def test_what_a_model_that_sees_tiles_cannot_learn_from(world, tmp_path, never_c
         run_lib.train(_with_tiles(flamingo, 4), tmp_path, devices=ONE)
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_tiles_is_trained(world, tmp_path):
     """Both towers from nothing, on pictures of 2 x 2 tiles; then the checkpoint is opened."""
     config = small.with_world(small.get_config("flamingo"), world)
