@@ -31,6 +31,10 @@ _FILES = flags.DEFINE_integer("files_megabytes", 256, "Memory for uploaded image
 _FETCHER = flags.DEFINE_string(
     "fetcher", None, "MODULE:FUNCTION that fetches remote images; without it they are refused."
 )
+_PREFIXES = flags.DEFINE_integer(
+    "prefix_megabytes", 512, "Memory for prefixes that prompts share; 0 = all are read whole.", 0
+)
+_WARM_UP = flags.DEFINE_bool("warm_up", default=True, help="Compile before requests come.")
 
 
 def main(_: list[str], __: Cluster) -> None:
@@ -51,7 +55,7 @@ def main(_: list[str], __: Cluster) -> None:
     checkpoint = str(_CHECKPOINT.value)
     place = paths.absolute(checkpoint)
     name = _NAME.value or (place.parent if place.name == "export" else place).name
-    model = Flamingo.load(checkpoint, config=InferenceConfig())
+    model = Flamingo.load(checkpoint, config=InferenceConfig(prefix_megabytes=_PREFIXES.value))
     options = ServerOptions(
         name=name,
         batch_size=_BATCH.value,
@@ -60,8 +64,9 @@ def main(_: list[str], __: Cluster) -> None:
         tokens=_TOKENS.value,
         body_megabytes=_BODY.value,
         files_megabytes=_FILES.value,
+        warm_up=_WARM_UP.value,
     )
-    server, work = assembled(model, options, fetch)
+    server, work = assembled(model, options, fetch, report=lambda line: print(line, flush=True))
     host, port, *_rest = link.getsockname()
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     run_server.run(server, work, link, lambda: print(f"Serving {name} at {where}", flush=True))

@@ -128,6 +128,11 @@ class PrefixCache:
         """Returns the number of prefixes in the memory."""
         return len(self._cached)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on each device."""
+        return sum(each.num_bytes for each in self._cached)
+
     def longest(self, prompt: TokenisedPrompt, lengths: tuple[int, ...], identity: Identify) -> int:
         """Returns the length of the longest cached prefix that is worth it; 0 = there is none.
 
@@ -144,6 +149,36 @@ class PrefixCache:
             if length_of(cached.rows) <= whole
         ]
         return max((each for each in found if is_worth(each, prompt, lengths)), default=0)
+
+    def longest_of_all(
+        self, prompts: Sequence[TokenisedPrompt], lengths: tuple[int, ...], identity: Identify
+    ) -> int:
+        """Returns the length of a prefix of all prompts that is worth it; 0 = there is none.
+
+        It is a cached one, unless what all prompts begin with is longer and leaves rests that are
+        padded to less.
+
+        Args:
+            prompts: of a batch; one prompt has no others, and its prefix is a cached one.
+            lengths: that prompts are padded to.
+            identity: of a visual.
+        """
+        first, *others = prompts
+        known = self.longest(first, lengths, identity)
+        if not others:
+            return known
+        whole = CachedPrefix.of(first, list(map(identity, first.visuals)), {}, alone=False)
+        shared = min(whole.common(other, identity) for other in others)
+        # Something must be read of each prompt.
+        shared = min(shared, *(len(prompt.tokens) - 1 for prompt in prompts))
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        padded = lambda cut: next(each for each in lengths if longest - cut <= each)
+        found = [
+            cut
+            for cut in (min(known, shared), shared)
+            if all(is_worth(cut, prompt, lengths) for prompt in prompts)
+        ]
+        return min(found, key=padded, default=0)
 
     def get(
         self, start: TokenisedPrompt, identity: Identify, *, alone: bool
@@ -174,7 +209,7 @@ class PrefixCache:
 
     def _use(self, cached: CachedPrefix) -> None:
         self._cached = [each for each in self._cached if each is not cached] + [cached]
-        while sum(each.num_bytes for each in self._cached) > self._bytes:
+        while self.num_bytes > self._bytes:
             del self._cached[0]
 
 

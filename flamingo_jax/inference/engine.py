@@ -56,6 +56,9 @@ class Engine:
     """One model on its devices, with its cache of latents and its prefix cache.
 
     Engines of one `Model` share their compiled programs.
+
+    Attributes:
+        tokens_read: of prompts, so far; those of a cached prefix are not read again.
     """
 
     def __init__(
@@ -113,6 +116,12 @@ class Engine:
         )
         self._latents = Latents(self._encode, passes, megabytes=config.latents_megabytes)
         self._prefixes = PrefixCache(megabytes=config.prefix_megabytes)
+        self.tokens_read = 0
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of the prefix cache on each device."""
+        return self._prefixes.num_bytes
 
     @property
     def params(self) -> Params:
@@ -163,7 +172,7 @@ class Engine:
         for number, cut in enumerate(cuts):
             padded = sizes[number]
             if cut.length:
-                padded = _size(shared_prefix.rest_of(prompts[number], cut.length), config)
+                padded = padding.of_part(shared_prefix.rest_of(prompts[number], cut.length), config)
             buckets.setdefault((cut, *padded), []).append(number)
         keep = self._room_for(prompts[0], config) if across_calls and len(prompts) == 1 else 0
         answers: dict[int, Reply] = {}
@@ -200,7 +209,7 @@ class Engine:
             methods: how each answer is chosen; None = as the config says.
             rows: the least rows of the batch; it has a power of two of them.
             room: the most tokens that a program is compiled for; None = of the longest answer.
-            across_calls: as for `answer`.
+            across_calls: as for `answer`. What all prompts begin with is read once, or was before.
 
         Raises:
             PromptError: as `answer`.
@@ -217,13 +226,14 @@ class Engine:
             for prompt, method in zip(prompts, chosen, strict=True)
         ]
         identity, prefix, keep = each_once(), None, 0
-        if across_calls and len(prompts) == 1:
-            (cut,) = self._cuts(prompts, config, 1, identity, across_calls=True)
-            keep = self._room_for(prompts[0], config)
-            if cut.length:
-                start = shared_prefix.start_of(prompts[0], cut.length)
+        if across_calls and config.prefix_megabytes and self.model.reads_in_parts:
+            cut = self._prefixes.longest_of_all(prompts, config.lengths, identity)
+            keep = self._room_for(prompts[0], config) if len(prompts) == 1 else 0
+            if cut:
+                start = shared_prefix.start_of(prompts[0], cut)
                 prefix = self._read(start, config, identity, across_calls=True)
-                sizes = [_size(shared_prefix.rest_of(prompts[0], cut.length), config)]
+                rests = (shared_prefix.rest_of(each, cut) for each in prompts)
+                sizes = [padding.of_part(rest, config) for rest in rests]
         shards = self.compiled.num_shards(BATCH_AXES)
         length, images = (max(size) for size in zip(*sizes, strict=True))
         rows = 1 << (max(rows, len(prompts)) - 1).bit_length()
@@ -298,7 +308,7 @@ class Engine:
         """Returns the length that a prompt is padded to if it is kept; 0 = it is not kept."""
         if len(prompt.tokens) <= shared_prefix.MIN_TOKENS or not self.model.reads_in_parts:
             return 0
-        length, dtype = _size(prompt, config)[0], dtype_of(self.params)
+        length, dtype = padding.of_part(prompt, config)[0], dtype_of(self.params)
         rows = jax.eval_shape(lambda: self.model.empty_cache(1, length, dtype).lm)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
         room = config.prefix_megabytes * self.compiled.num_shards(("model",)) << 20
@@ -315,7 +325,7 @@ class Engine:
         """Returns a prefix of prompts, read now or earlier."""
         prefix = self._prefixes.get(start, identity, alone=not across_calls)
         if prefix is None:
-            length, num_images = _size(start, config)
+            length, num_images = padding.of_part(start, config)
             shape = Shape(self.compiled.num_shards(BATCH_AXES), length, num_images)
             _, _, prefix = self._run([Request(start)], shape, None, config, keep=length)
             assert prefix is not None
@@ -390,6 +400,7 @@ class Engine:
         """
         length = 0 if prefix is None else len(prefix.tokens)
         rest = [shared_prefix.rest_of(each, length) if length else each for each in prompts]
+        self.tokens_read += sum(len(each.tokens) for each in rest)
         batch = collate(rest, pad_id=self.pad_id, **shape._asdict())
         media, chunk, cached = None, None, None
         if self.image_size is not None:
@@ -436,9 +447,3 @@ class Engine:
         latents = self.compiled(self.model.encode, *placed)
         self.compiled.finite(latents[frame_mask.any(axis=1)], "latents of images")
         return latents
-
-
-def _size(prompt: TokenisedPrompt, config: InferenceConfig) -> tuple[int, int]:
-    """Returns the length and the number of images that a part of a prompt is padded to."""
-    # Most queries have one image.
-    return padding.of_prompt(prompt, config.lengths, tuple(sorted({1, *config.num_images})))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.methods import Greedy, Method, Sample, is_whole
 from flamingo_jax.inference.prompt import PromptError, TokenisedPrompt
 from flamingo_jax.models import media_context
@@ -73,6 +74,12 @@ def of_prompt(
     length = round_up(len(prompt.tokens), lengths, who=who, what="tokens", field="lengths")
     images = len(prompt.visuals)
     return length, round_up(images, num_images, who=who, what="images", field="num_images")
+
+
+def of_part(prompt: TokenisedPrompt, config: InferenceConfig) -> tuple[int, int]:
+    """Returns the length and the number of images that a part of a prompt is padded to."""
+    # Most queries have one image.
+    return of_prompt(prompt, config.lengths, tuple(sorted({1, *config.num_images})))
 
 
 def check_sizes(batch_size: object, method: Method | None, longest: int) -> None:

@@ -4,8 +4,9 @@
                     429 beyond it                       each batch decodes a token in turn
 
 A batch has the jobs that wait when there is room for one, at most `batch_size`. An answer does not
-depend on what shares its batch. A job whose client is gone gets no more tokens. An error of a
-batch ends its jobs, and the thread goes on.
+depend on what shares its batch, up to the rounding of sums in another order: what all prompts of a
+batch begin with is read once, or was for an earlier one (`Engine.stream`). A job whose client is
+gone gets no more tokens. An error of a batch ends its jobs, and the thread goes on.
 """
 
 from __future__ import annotations
@@ -136,7 +137,12 @@ class _Batch:
 
 
 class Batches:
-    """The thread that answers jobs."""
+    """The thread that answers jobs.
+
+    Attributes:
+        is_ready: False until `prepare` has ended. Jobs that come before wait.
+        is_stopping: True after `stop` and `close`.
+    """
 
     def __init__(
         self,
@@ -147,6 +153,7 @@ class Batches:
         batches: int,
         waiting: int,
         longest: int,
+        prepare: Callable[[Callable[[], bool]], None] | None = None,
     ) -> None:
         """Starts the thread.
 
@@ -157,6 +164,8 @@ class Batches:
             batches: the most batches at a time.
             waiting: the most jobs that wait.
             longest: the most tokens of an answer.
+            prepare: is called by the thread before it takes a job, with a function that says if the
+                server is stopping. An error of it is logged, and the thread goes on.
         """
         self._model, self._metrics = model, metrics
         self._batch_size, self._most_batches = batch_size, batches
@@ -165,8 +174,10 @@ class Batches:
         self._active: list[_Batch] = []
         self._changed = threading.Condition()
         self._is_closed = False
-        self.is_stopping = False
+        self._prepare = prepare
+        self.is_ready, self.is_stopping = prepare is None, False
         metrics.watch({"waiting": lambda: len(self._waiting), "running": self._num_running})
+        metrics.watch({"prefix_bytes": lambda: model.engine.prefix_bytes})
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
@@ -215,6 +226,12 @@ class Batches:
         return sum(answer.is_open for batch in list(self._active) for answer in batch.answers)
 
     def _run(self) -> None:
+        if self._prepare is not None:
+            try:
+                self._prepare(lambda: self.is_stopping)
+            except _ERRORS as error:
+                logging.error("The warm-up failed: %s: %s", type(error).__name__, error)
+            self.is_ready = True
         while True:
             with self._changed:
                 while self.is_idle:
@@ -243,12 +260,16 @@ class Batches:
         try:
             if wanted:
                 self._metrics.add("batches_total")
-                stream = self._model.engine.stream(
+                engine = self._model.engine
+                read_before = engine.tokens_read
+                stream = engine.stream(
                     [job.request for job in wanted],
                     [job.method for job in wanted],
                     rows=1 if len(wanted) == 1 else self._batch_size,
                     room=self._longest,
+                    across_calls=True,
                 )
+                self._metrics.add("read_tokens_total", engine.tokens_read - read_before)
                 self._active.append(_Batch(wanted, self._model, stream))
         except _ERRORS as error:
             for job in wanted:

@@ -3,7 +3,7 @@
 POST /v1/chat/completions    an answer, whole or in pieces (server-sent events)
 GET  /v1/models              the one model
 POST /v1/files               an image, for later requests; DELETE /v1/files/ID
-GET  /health                 200, or 503 while the server stops
+GET  /health                 200, or 503 while the server warms up or stops
 GET  /metrics                Prometheus's text format
 """
 
@@ -124,9 +124,10 @@ class ChatServer:
         return run
 
     async def _health(self, _: Request) -> Response:
-        stopping = self._work.is_stopping
-        about = {"status": "stopping" if stopping else "ok", "model": self._name}
-        return JSONResponse(about, 503 if stopping else 200)
+        status = "ok" if self._work.is_ready else "warming up"
+        status = "stopping" if self._work.is_stopping else status
+        about = {"status": status, "model": self._name}
+        return JSONResponse(about, 200 if status == "ok" else 503)
 
     async def _show_metrics(self, _: Request) -> Response:
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")

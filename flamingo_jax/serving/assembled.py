@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.serving.answer_batches import Batches
 from flamingo_jax.serving.app import ChatServer, Limits
 from flamingo_jax.serving.request_images import Fetch, RequestImages, Uploads
 from flamingo_jax.serving.server_metrics import ServerMetrics
+from flamingo_jax.serving.warm_up import Report, warm_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ServerOptions:
         tokens: the most of an answer.
         body_megabytes: the most of a request.
         files_megabytes: memory for uploaded files.
+        warm_up: True to compile the programs of common requests first.
     """
 
     name: str
@@ -32,10 +35,15 @@ class ServerOptions:
     tokens: int = 512
     body_megabytes: int = 20
     files_megabytes: int = 256
+    warm_up: bool = False
 
 
 def assembled(
-    model: Flamingo, options: ServerOptions, fetch: Fetch | None = None
+    model: Flamingo,
+    options: ServerOptions,
+    fetch: Fetch | None = None,
+    *,
+    report: Report = lambda line: None,
 ) -> tuple[ChatServer, Batches]:
     """Returns (the application, the thread that answers); the thread runs.
 
@@ -43,6 +51,7 @@ def assembled(
         model: belongs to the thread from now on.
         options: of the server.
         fetch: of remote images; None = they are refused.
+        report: receives lines of the warm-up.
     """
     metrics, uploads = ServerMetrics(), Uploads(options.files_megabytes)
     engine = model.engine
@@ -52,6 +61,9 @@ def assembled(
         "max_tiles": engine.model.max_tiles,
     }
     images = RequestImages(size=engine.image_size, settings=settings, uploads=uploads, fetch=fetch)
+    prepare = functools.partial(
+        warm_up, model, rows=options.batch_size, longest=options.tokens, report=report
+    )
     work = Batches(
         model,
         metrics,
@@ -59,6 +71,7 @@ def assembled(
         batches=options.batches,
         waiting=options.waiting,
         longest=options.tokens,
+        prepare=(lambda should_end: prepare(should_end=should_end)) if options.warm_up else None,
     )
     server = ChatServer(
         model,

@@ -48,7 +48,7 @@ def run(
         server: the application.
         work: is stopped when the process is asked to end.
         link: from `listen`.
-        started: is called when requests are answered.
+        started: is called when the server is ready (`Batches.is_ready`).
     """
     import uvicorn
 
@@ -58,12 +58,18 @@ def run(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             self.draining = asyncio.create_task(self.drain())
-            started()
+            self.announcing = asyncio.create_task(self.announce())
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if work.is_stopping:
                 self.should_exit = self.force_exit = True
             work.stop()
+
+        async def announce(self) -> None:
+            while not work.is_ready:
+                await asyncio.sleep(_LOOK_SECONDS)
+            if not work.is_stopping:
+                started()
 
         async def drain(self) -> None:
             while not (work.is_stopping and work.is_idle and not server.in_flight):

@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping
 _HELP = {
     "requests_total": ("counter", "Answered requests by path and status."),
     "prompt_tokens_total": ("counter", "Tokens of the prompts that were answered."),
+    "read_tokens_total": (
+        "counter",
+        "Tokens of prompts that the model read; those of a cached prefix are not read again.",
+    ),
     "completion_tokens_total": ("counter", "Tokens of the answers."),
     "answers_total": ("counter", "Answers by why they ended: stop, length, gone, error."),
     "batches_total": ("counter", "Batches of prompts that were read."),
     "answer_seconds_sum": ("counter", "Seconds from a request to the end of its answer."),
     "first_piece_seconds_sum": ("counter", "Seconds from a request to the first piece of text."),
     "waiting": ("gauge", "Requests that wait for a batch."),
+    "prefix_bytes": ("gauge", "Memory of the cached prefixes of prompts, on each device."),
     "running": ("gauge", "Answers that are being decoded."),
 }
 

@@ -289,3 +289,20 @@ def test_a_dialogue_takes_the_place_of_its_earlier_turns():
     assert prefixes.longest(as_prompt("a" * 75 + "c" * 20), (32, 128), identity) == 75
     assert prefixes.longest(as_prompt("a" * 90), (32, 128), identity) == 89
     assert prefixes.longest(as_prompt("a" * 63 + "c" * 9), (32, 128), identity) == 0
+
+
+def test_prompts_of_a_batch_are_cut_at_a_known_prefix_or_where_they_part():
+    """All have 80 tokens in common and then 4 others; rests of up to 32 tokens are padded alike."""
+    prefixes, lengths = PrefixCache(megabytes=8), (32, 128)
+    prompts = [as_prompt("a" * 80 + 4 * letter) for letter in "bcd"]
+
+    def longest(some):
+        return prefixes.longest_of_all(some, lengths, identity)
+
+    assert longest(prompts[:1]) == 0  # one prompt alone has nobody to share with
+    assert longest(prompts) == 80
+    assert longest([*prompts, as_prompt("x" * 84)]) == 0
+    assert longest([prompts[0]] * 2) == 83  # something is read of each
+    prefixes.keep(known("a" * 70 + "x", size=128))
+    assert longest(prompts) == 70  # known, and the rests are padded to 32 as well
+    assert longest([as_prompt("a" * 104 + letter) for letter in "bc"]) == 104

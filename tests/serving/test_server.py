@@ -41,6 +41,8 @@ def export(tmp_path_factory):
 def process(export, *flags):
     """Yields (the process, its address); it is killed if it has not ended by then."""
     command = ["-m", "flamingo_jax.serve", f"--checkpoint={export}", "--port=0", *flags]
+    if "--warm_up" not in flags:
+        command.append("--nowarm_up")
     running = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -50,7 +52,8 @@ def process(export, *flags):
         text=True,
     )
     try:
-        line = running.stdout.readline()
+        lines = iter(running.stdout.readline, "")
+        line = next((line for line in lines if not line.startswith("Warm-up: ")), "")
         assert line.startswith("Serving "), line + running.stdout.read()
         yield running, line.split(" at ")[1].strip()
     finally:
@@ -281,6 +284,18 @@ def test_a_full_queue_and_a_graceful_end(export):
         assert waiting.result().usage.completion_tokens == 3
         assert "Stopped: all accepted requests are answered." in running.stdout.read()
         assert running.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_warms_up_says_when_it_is_ready(export):
+    """`process` waits for the line that it serves, which comes after those of the warm-up."""
+    with process(export, "--warm_up", "--batch_size=2", f"--max_tokens={TOKENS}") as (_, address):
+        assert httpx.get(f"{address.removesuffix('/v1')}/health").json()["status"] == "ok"
+        with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+            answer = ask(client, messages(0)[1:])  # the opening of the paper's dialogue
+        numbers = dict(line.rsplit(" ", 1) for line in metrics(address).splitlines())
+        read, asked = (numbers[f"flamingo_{name}_tokens_total"] for name in ("read", "prompt"))
+        assert 0 < float(read) < float(asked) == answer.usage.prompt_tokens
 
 
 LONG = 3  # a picture of which the model says more than 1500 tokens
