@@ -175,12 +175,17 @@ draw the model back to its frozen weights, which are not decayed either.
 """
 
 
-def flamingo_table(unfrozen: Collection[Unfrozen] = ()) -> tuple[WeightRule, ...]:
-    """Returns `FLAMINGO` with the rows of `unfrozen` towers in the places of their frozen ones."""
+def flamingo_table(
+    unfrozen: Collection[Unfrozen] = (), *, has_resampler: bool = True
+) -> tuple[WeightRule, ...]:
+    """Returns `FLAMINGO` with the rows of `unfrozen` towers in the places of their frozen ones.
+
+    Without a resampler there is no row for it.
+    """
     rules = {name: UNFROZEN[name] for name in unfrozen}
     vision = rules.get("vision", FLAMINGO[:1])
     lm = rules.get("lm", rules.get("lm.lora", FLAMINGO[1:2]))
-    return (*vision, *lm, *FLAMINGO[2:])
+    return (*vision, *lm, *FLAMINGO[2 if has_resampler else 3 :])
 
 
 def flamingo(
@@ -190,6 +195,7 @@ def flamingo(
     augmentation: AugmentConfig = NO_AUGMENTATION,
     normalise: Normalisation = "tokens",
     unfrozen: Collection[Unfrozen] = (),
+    has_resampler: bool = True,
     split: Callable[..., chunks.Parts] = chunks.split,
 ) -> Objective:
     """Flamingo on interleaved pages, pairs and videos.
@@ -200,13 +206,14 @@ def flamingo(
         augmentation: random flip and colours of the images.
         normalise: what the loss of a batch is divided by.
         unfrozen: towers that are trained too.
+        has_resampler: whether the model has one.
         split: cuts a batch in chunks.
     """
     return Objective(
         "flamingo",
         model,
         _next_token_loss(model, num_shards, normalise, augmentation),
-        flamingo_table(unfrozen),
+        flamingo_table(unfrozen, has_resampler=has_resampler),
         functools.partial(split, num_shards=num_shards, total=_divisor(normalise)),
         gauges=_gates,
     )

@@ -340,6 +340,7 @@ def build_objective(
         augmentation=augmentation,
         normalise=normalise,
         unfrozen=config.unfrozen,
+        has_resampler=model.resampler is not None,
         split=split,
     )
 

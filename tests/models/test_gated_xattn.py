@@ -23,7 +23,7 @@ from flamingo_jax.models.media_context import MediaContext, first_images
 from flamingo_jax.models.nfnet import NFNetConfig
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vit import ViTConfig
-from flamingo_jax.training.objective import FLAMINGO, rules_of
+from flamingo_jax.training.objective import FLAMINGO, flamingo_table, rules_of
 
 D, W, H, K = 16, 12, 2, 6
 OPEN_FLAMINGO = XattnConfig(
@@ -272,6 +272,14 @@ def test_every_table_matches_the_weights():
     }
     inside = "query/w key/w value/w out/w mlp/up/w mlp/gate/w mlp/down/w".split()
     assert split == {f"flamingo/xattn/block/{name}" for name in inside}
+
+
+def test_a_model_without_a_resampler_has_no_row_for_it():
+    xattn = dataclasses.replace(LLAMA, every=2, media="language")
+    config = dataclasses.replace(MODEL, resampler=None, xattn=xattn)
+    shapes = trees.flatten(jax.eval_shape(api.flamingo(config).init, jax.random.key(0)))
+    rules = rules_of(flamingo_table(has_resampler=False), shapes, name="flamingo")
+    assert rules.keys() == shapes.keys() and "flamingo/media/w" in rules
 
 
 @pytest.mark.parametrize("attend", ["all", "run"])
