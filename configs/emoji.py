@@ -27,7 +27,7 @@ and so on, and `gpu` alone is the flamingo stage:
     EXPECTED
         `emoji_bind2` at least 0.90 at 8 shots, `emoji_bind5` at least 0.70 at 16.
     MEASURED
-        Not yet. It ran on a CPU alone, with few updates.
+        Not yet, and on no GPU. On a CPU its models were built, and no update was made.
 
 The arithmetic: there are 1,634 training concepts in two styles, less 341 drawings that are kept for
 evaluation: 2,927 drawings, and 11,708 pictures of 32 x 32 pixels. The model is that of

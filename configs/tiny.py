@@ -29,7 +29,8 @@ launch/model_sizes.sh; `gpu` is a larger model with more data, for ten minutes o
         `bind2` at least 0.95 at 4 shots, 0.97 at 8, and at 32 no worse than at 8; `questions` at
         least 0.80; `bind2_held_out` at least 0.85 at 8 shots.
     MEASURED
-        Not yet. It ran on a CPU alone, with few updates.
+        Not yet, and on no GPU. On a CPU the first two stages ran, with 3 updates; the flamingo
+        stage was built and read its data.
 
 Differs from the paper: the language model has a convolution of width 3 on q, k and v (Primer, So et
 al. 2021). It takes the place of Chinchilla, and a model this small does not learn the look-up
