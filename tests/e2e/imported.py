@@ -50,9 +50,11 @@ def _set_model(parts, model):
     parts.xattn.every = 1
     if "vit" in model:
         parts.vision, parts.vit = None, editable(from_dict(ViTConfig, model.pop("vit")))
-    parts.new_tokens = model.pop("new_tokens")
     for name, fields in model.items():
-        parts[name].update(fields)
+        if isinstance(fields, dict):
+            parts[name].update(fields)
+        else:
+            parts[name] = fields
 
 
 def _plain(content):
