@@ -84,7 +84,7 @@ GPU = {
         "data.datasets.pages.length": 160,
         "data.datasets.pages.max_images": 17,
         "data.datasets.pairs.batch_size": 128,
-        "optimizer.learning_rate": 2e-3,
+        "optimizer.learning_rate": 1e-3,
         "optimizer.warmup_steps": 100,
     },
 }
@@ -182,6 +182,6 @@ def _flamingo(model: ModelConfig) -> TrainConfig:
         model=model,
         steps=1_500,
         datasets={"pages": pages, "pairs": pairs},
-        optimizer=small_models.adam(learning_rate=3e-3, warmup_steps=30),
+        optimizer=small_models.adam(learning_rate=1e-3, warmup_steps=100),
         towers=TowersConfig(lm=f"{RUN}/language_model/export", vision=f"{RUN}/contrastive/export"),
     )
