@@ -137,6 +137,8 @@ def test_an_export_says_how_a_dialogue_is_written():
         "model": "\nFlamingo:",
         "end": "<EOC>",
         "has_examples": False,
+        "space": " ",
+        "system": ("", "\n"),
     }
     pairs = DatasetConfig("pairs", "", batch_size=1, length=8)
     assert "chat" not in DataConfig("", SIZE, {"pairs": pairs}).preprocessing

@@ -51,9 +51,14 @@ def towers(tmp_path_factory):
     return made
 
 
+def source_of(name):
+    """The name of the importer."""
+    return name.split("_")[0].removesuffix("2" if name == "siglip2" else "")
+
+
 def converted(towers, name, features="patches"):
-    source = name.split("_")[0].removesuffix("2" if name == "siglip2" else "")
-    return describe(source, Inputs(Path(towers[name][1]), options={"features": features}))
+    inputs = Inputs(Path(towers[name][1]), options={"features": features})
+    return describe(source_of(name), inputs)
 
 
 def theirs(towers, name, frames):
