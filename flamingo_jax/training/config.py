@@ -345,12 +345,6 @@ class TrainConfig:
                     f"data.datasets.{name}.length is {dataset.length}; expected at most {most}, "
                     f"the positions that the model of the {self.stage} stage has."
                 )
-        kinds = {dataset.kind for dataset in self.data.datasets.values() if dataset.weight}
-        if self.stage == "flamingo" and kinds == {"text"}:
-            raise FieldError(
-                "data.datasets has text alone with a weight above 0, and a Flamingo learns from "
-                "images: expected a dataset of another kind beside it; or stage = 'language_model'."
-            )
         if not any(dataset.weight for dataset in self.data.datasets.values()):
             names = ", ".join(f"data.datasets.{name}.weight" for name in self.data.datasets)
             raise FieldError(

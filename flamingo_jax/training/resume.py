@@ -42,13 +42,14 @@ def tokenizer_of(config: TrainConfig) -> Tokenizer:
 
 
 def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) -> None:
-    """Checks what the config says of the tokenizer, of images, of probes and of deviations.
+    """Checks what the config says of the tokenizer, images, datasets, probes and deviations.
 
     The model and the tokenizer both count the ids of new tokens from V.
 
     Raises:
-        ConfigError: if the vocabulary does not fit, tiles would be augmented, the probe of
-            `config.until` is unknown, or `config.resume` names what cannot change.
+        ConfigError: if the vocabulary does not fit, tiles would be augmented, a Flamingo would
+            learn from text alone, the probe of `config.until` is unknown, or `config.resume` names
+            what cannot change.
     """
     deviations.check(config)
     lm, pieces = config.model.lm, tokenizer.vocab_size
@@ -64,6 +65,12 @@ def check(config: TrainConfig, tokenizer: Tokenizer, probes: Collection[str]) ->
             "config.model.tiled_vit sees an image as tiles, and tiles are not augmented: "
             f"config.data.augment is {config.data.augment}; expected zeros, as in "
             "--config.data.augment.flip=0."
+        )
+    kinds = {dataset.kind for dataset in config.data.datasets.values() if dataset.weight}
+    if config.stage == "flamingo" and kinds == {"text"}:  # a plan may count it alone
+        raise config_lib.ConfigError(
+            "config.data.datasets has text alone with a weight above 0, and a Flamingo learns from "
+            "images: expected a dataset of another kind beside it; or stage = 'language_model'."
         )
     if config.until and config.until.probe not in probes:
         raise config_lib.ConfigError(

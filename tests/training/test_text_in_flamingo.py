@@ -111,6 +111,14 @@ def test_a_co_trained_run_counts_its_tokens_and_resumes_to_the_bit(config, tmp_p
         assert row["learning_rate/lm"] == pytest.approx(row["learning_rate"] / 10)
 
 
+def test_a_run_on_text_alone_is_refused(config, tmp_path):
+    datasets = dict(config.data.datasets)
+    datasets["pages"] = dataclasses.replace(datasets["pages"], weight=0.0)
+    alone = dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=datasets))
+    with pytest.raises(ConfigError, match="text alone with a weight above 0"):
+        run_lib.train(alone, tmp_path, devices=ONE)
+
+
 def test_merged_with_pages_text_has_no_images(config):
     datasets = {
         name: dataclasses.replace(each, chunks=1) for name, each in config.data.datasets.items()
@@ -131,14 +139,13 @@ def test_merged_with_pages_text_has_no_images(config):
 @pytest.mark.parametrize(
     ("stage", "fields", "message"),
     [
-        ("flamingo", {"model.xattn.dense": False}, "language model is frozen and xattn.dense is"),
+        ("flamingo", {"model.xattn.dense": False}, "language model is frozen, and xattn.dense is"),
         (
             "flamingo",
             {"optimizer.lm.learning_rate": 1e-5},
             "optimizer.lm is .* does not train the language model",
         ),
         ("contrastive", {}, "text.kind is 'text'; the contrastive stage takes 'captions'"),
-        ("flamingo", {"data.datasets.pages.weight": 0.0}, "text alone with a weight above 0"),
         (
             "contrastive",
             {"towers.lm": "lm/export"},
