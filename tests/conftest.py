@@ -5,6 +5,7 @@ The environment is set before JAX is imported, so no module may import JAX befor
 
 import difflib
 import fnmatch
+import gc
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -151,6 +152,23 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     collect at different times, would find different names.
     """
     return argname if isinstance(val, bytes) else None
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops the compiled programs after a file of tests, if there are many.
+
+    Each program on a CPU has several memory maps, and Linux ends a process that has 65,530
+    (vm.max_map_count). A program that is needed again comes from the cache on the disk.
+    """
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
