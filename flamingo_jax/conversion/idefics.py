@@ -19,7 +19,6 @@ today. As first published, it gave the mean over all images (`--option=unseen=av
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -29,7 +28,7 @@ from flamingo_jax.conversion.lm_rules import PARTS
 from flamingo_jax.conversion.mapping import LAYER, Conversion, Rule, Rules, with_prefixes
 from flamingo_jax.conversion.publishers import Inputs, check_options
 from flamingo_jax.conversion.reading import ConversionError, Weights, open_weights, read_config
-from flamingo_jax.models.config import ModelConfig, required
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.models.resampler import ResamplerConfig
@@ -87,13 +86,7 @@ def conversion(inputs: Inputs) -> Conversion:
         published_tokenizer.added_tokens(inputs.directory),
         unseen=cast(Unseen, unseen),
     )
-    published = published_tokenizer.load(
-        inputs.directory,
-        rows=required(described.model.lm, "lm").vocab_size,
-        new_tokens=described.model.new_tokens,
-        markers=described.markers,
-    )
-    return dataclasses.replace(described, tokenizer=published, markers=published.markers)
+    return described.with_tokenizer(inputs.directory)
 
 
 def describe(

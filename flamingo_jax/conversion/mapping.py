@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.checkpoint.arrays import few, first_line
-from flamingo_jax.conversion import formats, transforms, values
+from flamingo_jax.conversion import formats, published_tokenizer, transforms, values
 from flamingo_jax.conversion.published_tokenizer import PublishedTokenizer
 from flamingo_jax.conversion.reading import ConversionError, Weights
 from flamingo_jax.core import trees
 from flamingo_jax.core.config import to_dict
 from flamingo_jax.core.params import abstract_key
+from flamingo_jax.core.paths import Path
 from flamingo_jax.models import kinds
-from flamingo_jax.models.config import ModelConfig
+from flamingo_jax.models.config import ModelConfig, required
 from flamingo_jax.tokenizers.markers import Markers
 
 LAYER = "{layer}"
@@ -121,6 +122,20 @@ class Conversion:
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     markers: Markers | None = None
     notes: tuple[str, ...] = ()
+
+    def with_tokenizer(self, directory: Path) -> Conversion:
+        """Returns the conversion of a Flamingo with the tokenizer in the publisher's directory.
+
+        Raises:
+            ConversionError: there is none, or it does not fit the language model.
+        """
+        published = published_tokenizer.load(
+            directory,
+            rows=required(self.model.lm, "lm").vocab_size,
+            new_tokens=self.model.new_tokens,
+            markers=self.markers,
+        )
+        return dataclasses.replace(self, tokenizer=published, markers=published.markers)
 
 
 @dataclasses.dataclass(frozen=True)

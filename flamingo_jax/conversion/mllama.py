@@ -27,7 +27,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
-from flamingo_jax.conversion import lm_llama, mllama_vision, published_tokenizer, transforms
+from flamingo_jax.conversion import lm_llama, mllama_vision, transforms
 from flamingo_jax.conversion.clip import read_preprocessing
 from flamingo_jax.conversion.config_json import Fields
 from flamingo_jax.conversion.mapping import (
@@ -47,7 +47,7 @@ from flamingo_jax.conversion.reading import (
     read_object,
 )
 from flamingo_jax.core.paths import Path
-from flamingo_jax.models.config import ModelConfig, required
+from flamingo_jax.models.config import ModelConfig
 from flamingo_jax.models.gated_xattn import XattnConfig
 from flamingo_jax.models.lm import LMConfig
 from flamingo_jax.tokenizers.base import SPECIAL_TOKENS_NAMES
@@ -100,13 +100,7 @@ def conversion(inputs: Inputs) -> Conversion:
         read_preprocessing(inputs.directory),
         form=cast(Form, form),
     )
-    published = published_tokenizer.load(
-        inputs.directory,
-        rows=required(described.model.lm, "lm").vocab_size,
-        new_tokens=described.model.new_tokens,
-        markers=described.markers,
-    )
-    return dataclasses.replace(described, tokenizer=published, markers=published.markers)
+    return described.with_tokenizer(inputs.directory)
 
 
 def describe(
