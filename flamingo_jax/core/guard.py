@@ -67,6 +67,7 @@ class Guard:
         self._stop, self._threads = threading.Event(), list[threading.Thread]()
         self._leaving = threading.Lock()
         self._answered = 0.0  # seconds of the clock when the store last answered
+        self._beat = 0  # signs of life that this process gave
         self._alive: dict[int, tuple[int, str, Activity]] = {}
         self._seen: dict[int, tuple[int, float]] = {}  # beat, and when it was new
         self._warned = 0.0
@@ -263,26 +264,34 @@ class Guard:
             self._say(f"still {here.words()} (of at most {here.limit:.0f} s)")
 
     def _exchange(self) -> None:
-        assert self._peers
-        beat = 0
         self._answered = self._clock.seconds
-        while not self._stop.wait(self._period() if beat else 0):
-            beat += 1
-            try:
-                here = self._watchdog.activity()
-                self._peers.say_alive(beat, here)
-                # process 0 watches all, the others want names and what a late one waits for
-                if self._peers.index == 0 or beat % 10 == 2 or here.seconds > here.limit / 4:
-                    self._alive = self._peers.alive()
-                news = self._peers.news()
-            except peers.LOST:
-                continue  # _look counts the time
-            self._answered = self._clock.seconds
-            self._follow(news)
-            if news.asked and self._goal is None:
+        while not self._stop.wait(self._period() if self._beat else 0):
+            news = self._exchange_once()
+            if news and news.asked and self._goal is None:
                 self._agree(news.asked)
-            if self._peers.index == 0:
-                self._look_for_lost(news)
+
+    def _exchange_once(self) -> peers.News | None:
+        """Gives a sign of life, reads the news, and ends this process if another one has ended.
+
+        Returns:
+            The news; None if the store does not answer (`_look` counts the time).
+        """
+        assert self._peers
+        self._beat += 1
+        try:
+            here = self._watchdog.activity()
+            self._peers.say_alive(self._beat, here)
+            # process 0 watches all, the others want names and what a late one waits for
+            if self._peers.index == 0 or self._beat % 10 == 2 or here.seconds > here.limit / 4:
+                self._alive = self._peers.alive()
+            news = self._peers.news()
+        except peers.LOST:
+            return None
+        self._answered = self._clock.seconds
+        self._follow(news)
+        if self._peers.index == 0:
+            self._look_for_lost(news)
+        return news
 
     def _listen(self) -> None:
         """Ends this process when process 0 is killed. XLA wants to abort it at the same moment."""
@@ -317,7 +326,7 @@ class Guard:
             self._end_without(f"{who} failed: {left.why}", advice="See its log.")
 
     def _agree(self, asked: peers.Asked) -> None:
-        """Finds the point at which all processes end."""
+        """Finds the point at which all processes end. One may be lost before it says its own."""
         assert self._peers
         if not self._saves:
             return
@@ -329,13 +338,11 @@ class Guard:
             while not self._stop.is_set():
                 with contextlib.suppress(peers.LOST):
                     self._peers.say_point(self._point)
-                    news = self._peers.news()
-                    self._answered = self._clock.seconds
-                    self._follow(news)
-                    if len(news.points) == self._peers.count:
-                        self._goal = max(news.points.values()) + 1
-                        return
-                time.sleep(0.1)
+                news = self._exchange_once()
+                if news and len(news.points) == self._peers.count:
+                    self._goal = max(news.points.values()) + 1
+                    return
+                time.sleep(self._period() / 10)
 
     def _look_for_lost(self, news: peers.News) -> None:
         assert self._peers

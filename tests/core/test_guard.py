@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from subprocess import PIPE
 
 import pytest
@@ -90,6 +91,41 @@ def test_nobody_passes_a_point_while_the_processes_agree():
     agreeing.join(PATIENCE)
     stepping.join(PATIENCE)
     assert passed == [True] and second.should_end()
+
+
+def test_a_process_that_is_killed_before_it_agrees_is_missed(monkeypatch, capsys):
+    """A second signal may come at any moment, and SIGKILL too."""
+    first, second = pair()
+    first.should_end()
+    second._peers.say_alive(1, second._watchdog.activity())
+    turns = iter(range(100))
+
+    def sleep(seconds):
+        next(turns)
+        first._clock.seconds += 1
+
+    monkeypatch.setattr(guard.time, "sleep", sleep)
+    with pytest.raises(Exited) as ended:
+        first._agree(Asked(1, "host1", "SIGTERM"))
+    assert ended.value.status == exit_status.STUCK
+    assert "process 1 (host1) gives no sign of life for 80 s" in capsys.readouterr().err
+    with pytest.raises(Exited):  # the others are told
+        second._follow(second._peers.news())
+
+
+def test_a_process_that_waits_for_the_points_of_others_gives_signs_of_life():
+    first, second = pair()
+    first.should_end(), second.should_end()
+    asked = Asked(0, "host0", "SIGTERM")
+    waiting = threading.Thread(target=second._agree, args=(asked,), daemon=True)
+    waiting.start()
+    end = time.monotonic() + PATIENCE
+    while second._peers.alive().get(1, (0,))[0] < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert second._peers.alive()[1][0] >= 3
+    first._agree(asked)
+    waiting.join(PATIENCE)
+    assert first.should_end() and second.should_end()
 
 
 def test_a_process_without_updates_to_save_ends_at_once_and_the_others_with_it(capsys):
