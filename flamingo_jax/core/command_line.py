@@ -138,6 +138,8 @@ def ending_quietly() -> Iterator[None]:
             raise
         drop_output()
         sys.exit(f"Cannot write to the standard output: {error.strerror}. It is not complete.")
+    finally:
+        exit_status.at_interrupt_end_silently()
 
 
 def drop_output() -> None:

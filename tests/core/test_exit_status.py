@@ -74,3 +74,18 @@ def test_later_interrupts_are_exceptions_again(run, tmp_path):
         [sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "cleaned up\n", "Interrupted.\n")
+
+
+def test_an_interrupt_while_libraries_clean_up_prints_nothing():
+    """JAX cleans up when the interpreter ends: after the last line of a program."""
+    body = (
+        "import atexit\n"
+        "from flamingo_jax.core import command_line\n"
+        f"atexit.register(lambda: exec({INTERRUPT!r}))\n"
+        "with command_line.ending_quietly():\n"
+        "    print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "done\n", "")
