@@ -37,7 +37,10 @@ def get_config(argument):
     pages = DatasetConfig(
         "interleaved", f"{world}/pages", batch_size=4, length=48, max_images=2, p_next=0.0
     )
-    config.data.datasets = editable({"pages": pages})
+    captions = DatasetConfig(  # the same in each update, so that their losses can be compared
+        "pairs", f"{world}/pairs", split="train[:4]", batch_size=4, length=48, space_prefix=0.0
+    )
+    config.data.datasets = editable({"pages": pages, "captions": captions})
     config.precision.compute = "float32"
     config.optimizer.update(learning_rate=1e-3, warmup_steps=0)
     config.hooks.update(log_every=1, save_every=2, tensorboard=False, progress=False)

@@ -56,7 +56,7 @@ def config_of(*parts, **changes):
 
 
 def losses(workdir):
-    return [row["loss"] for row in logs.read(workdir / "metrics.jsonl")]
+    return [row["captions/loss"] for row in logs.read(workdir / "metrics.jsonl")]
 
 
 def moved(before, after):
