@@ -31,7 +31,7 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from configs import lm_open
+from configs import idefics_9b, lm_open
 from flamingo_jax.core.config import editable
 from flamingo_jax.data.config import DataConfig, DatasetConfig
 from flamingo_jax.evaluation.config import DIRECTORIES
@@ -91,26 +91,10 @@ def datasets(directory: str, *, pages: int, pairs: int) -> dict[str, DatasetConf
         pages: rows of web pages in a batch.
         pairs: rows of image-text pairs in a batch.
     """
-    return {
-        # p_next=0: text attends the images before it, never the next one.
-        "obelics": DatasetConfig(
-            "interleaved",
-            f"{directory}/obelics",
-            batch_size=pages,
-            length=512,
-            max_images=4,
-            num_frames=4,  # tiles
-            p_next=0.0,
-        ),
-        "laion": DatasetConfig(
-            "pairs",
-            f"{directory}/laion",
-            batch_size=pairs,
-            length=64,
-            num_frames=4,
-            weight=0.2,
-            space_prefix=0.0,
-        ),
+    obelics, laion = idefics_9b.datasets(directory, pages=pages, pairs=pairs).values()
+    return {  # of an image, 4 tiles
+        "obelics": dataclasses.replace(obelics, max_images=4, num_frames=4),
+        "laion": dataclasses.replace(laion, num_frames=4),
     }
 
 

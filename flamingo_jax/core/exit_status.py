@@ -14,7 +14,7 @@ launch/tpu_pod.sh reads the same numbers. It starts a run again after 75 and 76.
 JAX and other libraries take seconds to import. Before that, the `__init__` of a package where
 `python -m` looks for a program, or `console` for a command, calls `at_interrupt_end`. From
 `command_line.ending_quietly` on, interrupts are exceptions again, and end the program with the same
-line and status. After its end only libraries clean up: an interrupt ends the process without a line.
+line and status. After the end of the program libraries clean up; an interrupt ends that silently.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def at_interrupt_raise() -> None:
 
 
 def at_interrupt_end_silently() -> None:
-    """Lets SIGINT end this process as the system does, without a traceback; nohup stays as it is."""
+    """Lets SIGINT end this process without a line, unless it ignores the signal (nohup)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

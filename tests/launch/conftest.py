@@ -1,13 +1,53 @@
-"""A cloud, a miniature repository, and a job that runs in both."""
+"""A cloud, a miniature repository and a job that runs in both; a script with a stub for Python."""
 
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.launch.pod import TRAIN, Pod
 from tests.launch.watch import Watch
+
+# An interpreter that runs programs of standard input, makes an export where train would, and fails
+# with the status $STATUS where $FAILS is in its arguments.
+PYTHON = f"""#!/usr/bin/env bash
+if [ "$1" = - ]; then exec {sys.executable} -I -S "$@"; fi
+echo "$*" >>"$COMMANDS"
+case "$*" in *"${{FAILS:-nothing}}"*) exit "$STATUS" ;; esac
+for word in "$@"; do
+  case "$word" in
+    --workdir=* | --output=*) mkdir -p "${{word#*=}}/export" ;;
+  esac
+done
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs a script of launch/; returns its status, the commands, and what it said."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    commands = tmp_path / "commands"
+    variables = {**os.environ, "FLAMINGO_VENV": str(tmp_path / "venv"), "COMMANDS": str(commands)}
+
+    def run(name, *options, **more):
+        commands.write_text("")
+        done = subprocess.run(
+            [ROOT / "launch" / name, *options],
+            env={**variables, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, commands.read_text().splitlines(), done.stderr
+
+    return run
 
 
 @pytest.fixture

@@ -3,47 +3,22 @@
 The programs are a stub that writes down its command. tests/e2e/test_demo.py runs the real ones.
 """
 
-import os
-import subprocess
-import sys
+import pathlib
+import re
 
 import pytest
 
-from tests.conftest import ROOT
-
 STAGES = ["contrastive", "language_model", "flamingo"]
-# An interpreter that runs programs of standard input, and makes an export where train would.
-PYTHON = f"""#!/usr/bin/env bash
-if [ "$1" = - ]; then exec {sys.executable} -I -S "$@"; fi
-for word in "$@"; do
-  case "$word" in
-    --workdir=*) echo "${{word##*/}}" >>"$COMMANDS"; mkdir -p "${{word#*=}}/export" ;;
-  esac
-done
-"""
 
 
 @pytest.fixture
-def demo(tmp_path):
+def demo(launch, tmp_path):
     """Runs the demo; returns its status, the stages that train was called for, and what it said."""
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    commands = tmp_path / "commands"
-    variables = {**os.environ, "FLAMINGO_VENV": str(tmp_path / "venv"), "COMMANDS": str(commands)}
 
     def run(*options):
-        commands.write_text("")
-        done = subprocess.run(
-            [ROOT / "launch" / "demo.sh", f"--output={tmp_path / 'demo'}", *options],
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, commands.read_text().split(), done.stderr
+        status, called, said = launch("demo.sh", f"--output={tmp_path / 'demo'}", *options)
+        workdirs = [re.search(r" --workdir=(\S+)", line) for line in called]
+        return status, [pathlib.Path(found[1]).name for found in workdirs if found], said
 
     return run
 

@@ -4,53 +4,11 @@ The programs are a stub that writes down its command. tests/e2e/test_model_sizes
 ones.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
-
 STAGES = ("contrastive", "language_model", "flamingo")
-# An interpreter that runs programs of standard input, makes an export where train would, and fails
-# with the status $STATUS where $FAILS is in its arguments.
-PYTHON = f"""#!/usr/bin/env bash
-if [ "$1" = - ]; then exec {sys.executable} -I -S "$@"; fi
-echo "$*" >>"$COMMANDS"
-case "$*" in *"${{FAILS:-nothing}}"*) exit "$STATUS" ;; esac
-for word in "$@"; do
-  case "$word" in
-    --workdir=* | --output=*) mkdir -p "${{word#*=}}/export" ;;
-  esac
-done
-"""
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """Runs a script of launch/; returns its status, the commands, and what it said."""
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    commands = tmp_path / "commands"
-    variables = {**os.environ, "FLAMINGO_VENV": str(tmp_path / "venv"), "COMMANDS": str(commands)}
-
-    def run(name, *options, **more):
-        commands.write_text("")
-        done = subprocess.run(
-            [ROOT / "launch" / name, *options],
-            env={**variables, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, commands.read_text().splitlines(), done.stderr
-
-    return run
 
 
 def configs(called):
