@@ -20,7 +20,10 @@ Llama 3.1 8B, a tiled ViT, a cross-attention layer before every 4th block, and n
         python -m flamingo_jax.plan --config=configs/mllama_11b.py --topology=v4:2x2x1 \
             --program=prefill|decode
     EXPECTED
-        What a TPU needs to answer prompts. Training this model further was not tried.
+        What a TPU needs to answer prompts. By the compiler's estimates (30 November 2026, libtpu
+        0.0.42.1) 4 chips read a prompt of 5 images and 256 tokens in 3.2 s, of which the encoder
+        takes 3.1 s, in 11.0 GiB per chip; a token takes 22 ms, in 5.6 GiB. Training this model
+        further was not tried.
 
 10,670,220,835 weights: Llama 3.1 8B 8,030,261,248, tiled ViT 863,567,379 and its projection
 31,461,376, 8 layers of cross-attention 1,744,898,064, 8 new tokens. The base model has tiles of 448

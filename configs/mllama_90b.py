@@ -17,7 +17,10 @@ Llama 3.1 70B, the tiled ViT of the 11B, a cross-attention layer before every 4t
         python -m flamingo_jax.plan --config=configs/mllama_90b.py --topology=v4:2x2x2 \
             --program=prefill|decode
     EXPECTED
-        What a TPU needs to answer prompts. Training this model further was not tried.
+        What a TPU needs to answer prompts. By the compiler's estimates (30 November 2026, libtpu
+        0.0.42.1) 8 chips read a prompt of 5 images and 256 tokens in 3.3 s, of which the encoder
+        takes 3.1 s, in 28.9 GiB per chip; a token takes 84 ms, in 24.7 GiB. Training this model
+        further was not tried.
 
 88,593,355,323 weights: Llama 3.1 70B 70,553,706,496, tiled ViT 863,567,379 and its projection
 62,922,752, 20 layers of cross-attention 17,113,093,160, 8 new tokens.

@@ -161,7 +161,7 @@ def part_of(op_name: str) -> str:
         return "optimizer"
     if "rematted_computation" in words:
         return "recomputation"
-    if "transpose" in words:
+    if "transpose(" in op_name:  # of the tape; an array is transposed by ".../transpose"
         return "backward"
     return next((part for word, part in _FORWARD if word in words), "other")
 

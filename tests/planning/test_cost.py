@@ -145,6 +145,8 @@ def test_parts_come_from_the_names(small_slice):
         ),
         ("jit(step)/jvp(encode)/flamingo/media/dot_general", "resampler"),
         ("jit(step)/add", "other"),
+        ("jit(step)/vision/attention/transpose", "vision"),
+        ("jit(step)/jvp(flamingo)/vision/attention/transpose", "vision"),
     ],
 )
 def test_part_of(op_name, part):
