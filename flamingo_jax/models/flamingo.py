@@ -283,7 +283,7 @@ class FlamingoModule(hk.Module):
             remat=config.lm.remat,
         )
         cached = cache.media if cache is not None and media.pool is None else None
-        layers = (xattn, xattn.weights(x, layer_slice(cached, 0)), cached)
+        weights = xattn.weights(x, layer_slice(cached, 0))
         own = None if cache is None else cache.of_blocks()
         if config.grafted is None:
 
@@ -291,6 +291,8 @@ class FlamingoModule(hk.Module):
                 split = _split(weights, self._trains)
                 return interleave(config.xattn, (blocks, split, inputs), layers, x)
 
+            # With a cache nothing is trained.
+            layers = (xattn, (weights, {}) if cache is None else ({}, weights), cached)
             x, (rows, kept) = lm.run(x, context, own, between)
         else:
 
@@ -303,8 +305,9 @@ class FlamingoModule(hk.Module):
             blocks = lm_lib.block_stack(config.grafted, context, name="grafted")
             own = None if cache is None else cache.of_blocks(GRAFTED)
             inputs = lm_lib.inputs_of(config.grafted, own)
-            weights = blocks.weights(x, layer_slice(inputs, 0))
-            x, (of_grafted, kept) = graft((blocks, weights, inputs), layers, x)
+            own_weights = blocks.weights(x, layer_slice(inputs, 0))
+            of_blocks = (blocks, own_weights, inputs)
+            x, (of_grafted, kept) = graft(of_blocks, (xattn, weights, cached), x)
             if cache is not None:
                 rows |= {f"{GRAFTED}{name}": leaf for name, leaf in of_grafted.items()}
         if cache is not None:
@@ -363,41 +366,42 @@ def graft(
 def interleave(
     config: XattnConfig,
     lm: tuple[Stack, tuple[trees.Params, trees.Params], Any],
-    xattn: tuple[Stack, Any, Any],
+    xattn: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     x: Float[Array, "B T D"],
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks, with a cross-attention layer before block i if i % every == offset.
 
         blocks before the offset, n x [xattn, `every` blocks], [an incomplete last group]
 
-    The n groups are scanned, so that 80 layers compile as fast as one of each. A block reads its
-    frozen weights from the whole stack, by index. A scan that sliced the stack into groups would
-    copy all weights of the LM twice per pass. Trained weights are sliced (`Stack.layer_of`).
+    The n groups are scanned, so that 80 layers compile as fast as one of each. A layer reads its
+    frozen weights from the whole stack, by index. A scan over a part of a stack would copy all
+    weights of that part in each pass. Trained weights are sliced (`Stack.layer_of`).
 
     Args:
         config: has `every` and `offset`.
         lm: (the stack of blocks, its weights, its inputs or None), stacked or unrolled. The weights
             are (trained ones, frozen ones).
-        xattn: the same for the cross-attention layers, which are all trained.
+        xattn: the same for the cross-attention layers, of which training trains all.
         x: the embedded text.
 
     Returns:
         (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled
         like the weights.
     """
-    (blocks, (trained, frozen), inputs), (layers, xattn_weights, xattn_inputs) = lm, xattn
+    (blocks, (trained, frozen), inputs), (layers, (xattn_trained, xattn_frozen), cached) = lm, xattn
     every, offset, num_blocks = config.every, config.offset, blocks.num_layers
     full = (num_blocks - offset) // every
     border = offset + full * every
     of_blocks = (blocks.numbers((trained, frozen)), inputs, trained)
-    of_layers = (xattn_weights, xattn_inputs)
+    numbers = layers.numbers((xattn_trained, xattn_frozen))
+    of_layers = (numbers, cached, xattn_trained)
 
     run = functools.partial(_run_numbered, blocks, frozen)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
-        own, theirs = both
+        (number, inputs, weights), theirs = both
         with jax.named_scope("xattn"):
-            x, kept = layers.layer(own[0], x, own[1])
+            x, kept = layers.layer_of(xattn_frozen, number, x, inputs, trained=weights)
         x, outputs = run(x, theirs)
         return x, (outputs, kept)
 
@@ -416,5 +420,5 @@ def interleave(
             x, (layer_slice(of_layers, full), layer_slice(of_blocks, slice(border, None)))
         )
         outputs.append(tail)
-        last.append(stack.single(kept, xattn_weights))
+        last.append(stack.single(kept, numbers))
     return x, (stack.concatenate(outputs), stack.concatenate(last))

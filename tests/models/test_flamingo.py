@@ -155,6 +155,25 @@ def test_cached_decoding_equals_the_uncached_forward(place):
         np.testing.assert_allclose(logits[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
 
 
+def test_decoding_copies_no_weights_out_of_a_stack():
+    """With 5 blocks and a cross-attention layer before each second, the last group is a half."""
+    place, axes = "every_second", axes_of(model("every_second").init, jax.random.key(0))
+    stacks = {
+        leaf.shape
+        for path, leaf in trees.flatten(weights(place)).items()
+        if axes[path][:1] == ("layers",) and leaf.ndim > 1  # the numbers of layers are sliced
+    }
+    _, cache = prefill(place)(weights(place), BATCH, BATCH.tokens)
+    arguments = (BATCH.tokens[:, :1], POSITIONS[:, :1], PHI[:, :1])
+    traced = jax.make_jaxpr(model(place).extend)(weights(place), cache, *arguments)
+    sliced = {
+        equation.invars[0].aval.shape
+        for equation in traced.jaxpr.eqns
+        if equation.primitive.name == "slice"
+    }
+    assert stacks and not stacks & sliced
+
+
 def test_unrolled_layers_are_the_same_model():
     """Prefill and decoding with one array for each layer (float32, fused otherwise: 1e-5)."""
     # blocks in front of the first cross-attention layer, and behind the last
