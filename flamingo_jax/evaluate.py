@@ -29,11 +29,9 @@ from flamingo_jax.core.agreement import AgreementError
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation.config import EvaluateConfig
-from flamingo_jax.evaluation.metrics import MissingResourceError
 from flamingo_jax.evaluation.report import joined
 from flamingo_jax.evaluation.run import run
-from flamingo_jax.evaluation.task import TaskError
-from flamingo_jax.inference.model import EXPECTED_ERRORS
+from flamingo_jax.evaluation.runner import EXPECTED_ERRORS
 
 cli.config_flag("What to evaluate; any field")
 _CHECKPOINT = flags.DEFINE_string(
@@ -72,5 +70,5 @@ if __name__ == "__main__":
     for name in ("config", "checkpoint", "output"):
         message = f"Flag --{name} must have a value other than None."  # as of a required flag
         flags.register_validator(name, lambda got: got is not None or bool(_REPORT.value), message)
-    expected = (*EXPECTED_ERRORS, AgreementError, TaskError, MissingResourceError)
+    expected = (*EXPECTED_ERRORS, AgreementError)
     cli.run(main, required=[], expected=expected, keep_freed=True)

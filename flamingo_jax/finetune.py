@@ -19,9 +19,7 @@ from flamingo_jax import cli
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training, fine_tuning
 from flamingo_jax.evaluation.config import FineTuneConfig
-from flamingo_jax.evaluation.metrics import MissingResourceError
-from flamingo_jax.evaluation.task import TaskError
-from flamingo_jax.inference.model import EXPECTED_ERRORS as ERRORS_OF_EVALUATION
+from flamingo_jax.evaluation.runner import EXPECTED_ERRORS as ERRORS_OF_EVALUATION
 from flamingo_jax.planning import peaks
 from flamingo_jax.training.run import EXPECTED_ERRORS, train
 
@@ -54,5 +52,5 @@ def main(_: list[str], cluster: Cluster) -> None:
 
 
 if __name__ == "__main__":
-    expected = (*EXPECTED_ERRORS, *ERRORS_OF_EVALUATION, TaskError, MissingResourceError)
+    expected = (*EXPECTED_ERRORS, *ERRORS_OF_EVALUATION)
     cli.run(main, required=["config"], expected=expected, keep_freed=True, saves=True)

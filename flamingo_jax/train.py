@@ -18,7 +18,7 @@ from absl import flags
 from flamingo_jax import cli
 from flamingo_jax.core.processes import Cluster
 from flamingo_jax.evaluation import during_training
-from flamingo_jax.evaluation.task import TaskError
+from flamingo_jax.evaluation.runner import EXPECTED_ERRORS as ERRORS_OF_EVALUATION
 from flamingo_jax.planning import peaks
 from flamingo_jax.sharding.compile import use_compilation_cache
 from flamingo_jax.training.config import TrainConfig
@@ -50,5 +50,5 @@ def main(_: list[str], cluster: Cluster) -> None:
 
 
 if __name__ == "__main__":
-    expected = (*EXPECTED_ERRORS, TaskError)
+    expected = (*EXPECTED_ERRORS, *ERRORS_OF_EVALUATION)
     cli.run(main, required=["config"], expected=expected, keep_freed=True, saves=True)

@@ -77,6 +77,15 @@ class ComparisonTask(Interface):
         """How many images are compared, and the seed that chooses them."""
         ...
 
+    def check(self) -> None:
+        """Draws the images that `compare` takes, before a model is there.
+
+        Raises:
+            TaskError: there are fewer images than `protocol.n`.
+            FileNotFoundError: a file of the benchmark is missing.
+        """
+        ...
+
     def compare(self, model: Encoders) -> Comparison:
         """Compares `protocol.n` images (0: all).
 

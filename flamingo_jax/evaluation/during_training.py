@@ -27,7 +27,7 @@ from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.few_shot import FewShotTask
 from flamingo_jax.evaluation.lm_lookup import lookup_probe
 from flamingo_jax.evaluation.protocol import Protocol
-from flamingo_jax.evaluation.runner import evaluate_all
+from flamingo_jax.evaluation.runner import check_metrics, episodes_of, evaluate_all, shots_of
 from flamingo_jax.inference.config import InferenceConfig
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import Flamingo
@@ -88,6 +88,8 @@ def evaluation(
     Raises:
         ConfigError: the stage's model cannot do a task, or its right answers are hidden.
         TaskError: a task is unknown, its directory is not given, or it has too few items.
+        FileNotFoundError: a file of a task is missing.
+        MissingResourceError: something that a metric needs is not installed.
     """
     settings = run.config.evaluate
     if not settings.tasks:
@@ -113,12 +115,15 @@ def evaluation(
                 "answers no prompts: take zero-shot and retrieval tasks, such as "
                 "imagenet_zero_shot and world_retrieval."
             )
+        for comparison in compared:
+            comparison.check()
         return _comparisons(run, tokenizer, compared, go_on)
     if compared:
         raise ConfigError(
             f"config.evaluate.tasks has {compared[0].name!r}, which compares images with texts, "
             f"and the {run.config.stage} stage has no text encoder: leave it out."
         )
+    check_metrics(prompted)
     for each in prompted:
         _check_queries(each)
     return _few_shot(run, tokenizer, prompted, go_on)
@@ -149,22 +154,21 @@ def protocol_of(config: TrainConfig, name: str) -> Protocol:
 
 
 def _check_queries(each: task.Task) -> None:
-    """Draws the episodes of a benchmark once, so that what is missing is an error at the start.
+    """Draws the episodes of a task once, so that what is missing is an error at the start.
 
     Raises:
         ConfigError: the right answers of its queries are hidden.
-        TaskError: the benchmark has too few items.
+        TaskError: it has too few items, or is defined at none of the numbers of shots.
+        FileNotFoundError: a file of it is missing.
     """
-    if not isinstance(each, FewShotTask):
-        return
-    if each.answers_are_hidden:
+    if isinstance(each, FewShotTask) and each.answers_are_hidden:
         raise ConfigError(
             f"config.evaluate.tasks has {each.name!r}, and the right answers of its split "
             f"{each.benchmark.split('test')} are hidden, so there would be no number: take "
             "--config.evaluate.split=validation, or leave it out."
         )
-    for shots in filter(each.accepts, each.protocol.shots):
-        each.episodes(shots)
+    for shots in shots_of(each):
+        episodes_of(each, shots)
 
 
 def _few_shot(

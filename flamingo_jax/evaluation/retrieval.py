@@ -75,6 +75,13 @@ class Retrieval:
     metrics: tuple[str, ...] = RECALLS
     split: str = "test"
 
+    def check(self) -> None:
+        """Draws the images; see `ComparisonTask.check`."""
+        self._drawn()
+
+    def _drawn(self) -> list[Item]:
+        return draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
+
     def compare(self, model: Encoders) -> Comparison:
         """Compares `protocol.n` images with all of their captions; 0: all images.
 
@@ -82,7 +89,7 @@ class Retrieval:
             TaskError: there are fewer images.
             PromptError: an image cannot be read.
         """
-        chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
+        chosen = self._drawn()
         images = model.images([item.visual for item in chosen if item.visual is not None])
         captions = [text for item in chosen for text in item.references[:CAPTIONS]]
         owners = np.repeat(
@@ -111,6 +118,10 @@ class WorldRetrieval:
     metrics: tuple[str, ...] = RECALLS
     split: str = "test"
 
+    def check(self) -> None:
+        """Fills the batches; see `ComparisonTask.check`."""
+        self._drawn()
+
     def compare(self, model: Encoders) -> Comparison:
         """Compares as many whole batches as `protocol.n` pictures fill (0: all that can be filled).
 
@@ -119,6 +130,23 @@ class WorldRetrieval:
         Raises:
             TaskError: there are fewer pictures, or too few scenes for a batch.
         """
+        rows, size = self._drawn()
+        images = model.images([picture for _, picture, _ in rows])
+        texts = model.texts([caption(objects) for _, _, objects in rows])
+        owners = np.arange(size)
+        found = [
+            both_ways(images[start : start + size], texts[start : start + size], owners)
+            for start in range(0, len(rows), size)
+        ]
+        both = [np.concatenate(ways) for ways in zip(*found, strict=True)]
+        return Comparison(
+            recalls(*both),
+            len(rows),
+            predictions=_predictions([name for name, _, _ in rows], *both),
+        )
+
+    def _drawn(self) -> tuple[list[tuple[str, bytes, np.ndarray]], int]:
+        """Returns (name, picture, attributes of its objects) of each, and the size of a batch."""
         n, seed = self.protocol.n, self.protocol.seed
         albums = read_albums(self.directory)
         pictures = [
@@ -142,20 +170,7 @@ class WorldRetrieval:
                 f"{len(batches)} batches of {size} different scenes; expected {n // size or 1}. "
                 "Take a smaller n, or make a world with more test pictures."
             )
-        rows = [order[place] for batch in batches for place in batch]
-        images = model.images([pictures[row][1] for row in rows])
-        texts = model.texts([caption(pictures[row][2]) for row in rows])
-        owners = np.arange(size)
-        found = [
-            both_ways(images[start : start + size], texts[start : start + size], owners)
-            for start in range(0, len(rows), size)
-        ]
-        both = [np.concatenate(ways) for ways in zip(*found, strict=True)]
-        return Comparison(
-            recalls(*both),
-            len(rows),
-            predictions=_predictions([pictures[row][0] for row in rows], *both),
-        )
+        return [pictures[order[place]] for batch in batches for place in batch], size
 
 
 def both_ways(

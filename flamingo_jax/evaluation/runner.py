@@ -16,13 +16,18 @@ import tqdm
 
 from flamingo_jax.core.fingerprint import fingerprint
 from flamingo_jax.core.paths import Path, PathLike
+from flamingo_jax.data.rejected import BrokenDataset
 from flamingo_jax.evaluation.answer import answer
-from flamingo_jax.evaluation.episode import Answer, Row
+from flamingo_jax.evaluation.episode import Answer, Episode, Row
 from flamingo_jax.evaluation.journal import Journal
-from flamingo_jax.evaluation.metrics import Metric, metric
+from flamingo_jax.evaluation.metrics import Metric, MissingResourceError, metric
 from flamingo_jax.evaluation.predictions import answers_are_hidden
 from flamingo_jax.evaluation.task import HasSetting, Task, TaskError
+from flamingo_jax.inference.model import EXPECTED_ERRORS as ERRORS_OF_INFERENCE
 from flamingo_jax.inference.model import Flamingo
+
+# What a program that evaluates shows its user as one message, without a traceback.
+EXPECTED_ERRORS = (*ERRORS_OF_INFERENCE, BrokenDataset, TaskError, MissingResourceError)
 
 # The engine's settings that decide how fast an answer is computed, but not which answer.
 _SHAPES = (
@@ -70,16 +75,8 @@ def evaluate(
         NonFiniteError: the model gave NaN or infinity.
     """
     needs = {metric(name).needs for name in task.metrics}
-    try:
-        found = task.episodes(shots)
-    except ValueError as error:
-        raise TaskError(str(error)) from error
-    episodes = [each.after_images(model.tokenizer.markers.after_image) for each in found]
-    if not episodes:
-        raise TaskError(
-            f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. "
-            "Check its data."
-        )
+    after_image = model.tokenizer.markers.after_image
+    episodes = [each.after_images(after_image) for each in episodes_of(task, shots)]
     settings = dataclasses.asdict(model.engine.config).items()
     engine = model.engine
     header = {
@@ -114,6 +111,38 @@ def evaluate(
     if answers_are_hidden(answers):
         return [], answers
     return _rows(model, task, answers, shots), answers
+
+
+def shots_of(task: Task) -> list[int]:
+    """Returns the numbers of shots of a task's protocol at which the task is defined.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if not (defined := [number for number in task.protocol.shots if task.accepts(number)]):
+        raise TaskError(
+            f"task {task.name!r} is not defined at {list(task.protocol.shots)} shots. Choose "
+            "other numbers of shots."
+        )
+    return defined
+
+
+def episodes_of(task: Task, shots: int) -> Sequence[Episode]:
+    """Returns the episodes of a task, at least one.
+
+    Raises:
+        TaskError: the task cannot make them.
+    """
+    try:
+        episodes = task.episodes(shots)
+    except ValueError as error:
+        raise TaskError(str(error)) from error
+    if not episodes:
+        raise TaskError(
+            f"task {task.name!r} at {shots} shots gave no episodes; expected {task.protocol.n}. "
+            "Check its data."
+        )
+    return episodes
 
 
 def check_metrics(tasks: Sequence[Task]) -> None:
@@ -199,12 +228,7 @@ def evaluate_all(
     rows: list[Row] = []
     answers: list[Answer] = []
     for task in tasks:
-        if not (defined := [number for number in task.protocol.shots if task.accepts(number)]):
-            raise TaskError(
-                f"task {task.name!r} is not defined at {list(task.protocol.shots)} shots. Choose "
-                "other numbers of shots."
-            )
-        for shots in defined:
+        for shots in shots_of(task):
             found, answered = evaluate(
                 model,
                 task,

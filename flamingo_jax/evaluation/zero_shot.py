@@ -86,6 +86,13 @@ class ZeroShot:
     protocol: Protocol = Protocol()
     split: str = "test"
 
+    def check(self) -> None:
+        """Draws the queries; see `ComparisonTask.check`."""
+        self._drawn()
+
+    def _drawn(self) -> list[Item]:
+        return draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
+
     def compare(self, model: Encoders) -> Comparison:
         """Classifies `protocol.n` pictures or clips; 0: all.
 
@@ -93,7 +100,7 @@ class ZeroShot:
             TaskError: there are fewer pictures or clips.
             PromptError: a picture or a clip cannot be read.
         """
-        chosen = draw_queries(self.items(), self.protocol, task_name=self.name, stream=self.queries)
+        chosen = self._drawn()
         classes = chosen[0].candidates
         index = {name: number for number, name in enumerate(classes)}
         weights = class_embeddings(model, classes, self.templates)

@@ -16,6 +16,7 @@ from flamingo_jax.evaluation import during_training, registry
 from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.few_shot import FewShotTask
+from flamingo_jax.evaluation.metrics import MissingResourceError, metric
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.inference.config import InferenceConfig
@@ -202,3 +203,42 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is_compiled(compiled, 
         asked(compiled, tasks=("colours",), n=4, split="test")
     with pytest.raises(TaskError, match="split=validation needs 2048 test supports"):
         asked(compiled, tasks=("colours",), n=4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": {"world": "/none"}}, "There is no dataset in /none/test_images"),
+        ({"n": 10_000}, "'format': got n=10000; .* query pictures"),
+        ({"shots": (500,)}, "There are only .* make a world with more, or take fewer shots"),
+    ],
+)
+def test_what_a_world_lacks_is_an_error_before_anything_is_compiled(compiled, fields, message):
+    with pytest.raises((TaskError, FileNotFoundError), match=message):
+        asked(compiled, tasks=("format",), **fields)
+
+
+def test_what_a_metric_lacks_is_an_error_before_anything_is_compiled(
+    compiled, colours, monkeypatch
+):
+    def missing(self):
+        raise MissingResourceError("exact_match needs a program")
+
+    colours()
+    monkeypatch.setattr(type(metric("exact_match")), "check", missing)
+    with pytest.raises(MissingResourceError, match="needs a program"):
+        asked(compiled, tasks=("colours",), n=4, num_support=10)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"n": 10_000}, "got n=10000"), ({"data": {"world": "/none"}}, "/none/test_images")],
+)
+def test_a_contrastive_run_says_what_a_world_lacks(world, task, fields, message):
+    tokenizer = load_tokenizer(world / "tokenizer", ())
+    config = config_of("contrastive", world, task).resolved(tokenizer.vocab_size)
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **fields))
+    run = compile_run(config, make_mesh(config.mesh, jax.devices()[:1]))
+    with pytest.raises((TaskError, FileNotFoundError), match=message):
+        during_training.evaluation(run, tokenizer)
