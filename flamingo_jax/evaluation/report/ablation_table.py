@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.registry import PAPER_BENCHMARKS
 from flamingo_jax.evaluation.report.benchmark_table import split_of
-from flamingo_jax.evaluation.report.joined_runs import JoinedRun
+from flamingo_jax.evaluation.report.joined_runs import JoinedRun, is_plain
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
 from flamingo_jax.evaluation.report.published import benchmark_of, overall
 from flamingo_jax.evaluation.report.published_ablations import (
@@ -102,7 +102,7 @@ def _dev_results(rows: Sequence[Row]) -> dict[str, Row]:
     for row in sorted(rows, key=lambda row: row.split in _VALIDATION):  # the last one counts
         name = benchmark_of(row.task)
         is_main = name in DEV and row.metric == PAPER_BENCHMARKS[name].metric.name
-        if is_main and row.shots == SHOTS and row.selection != "rices" and row.ensemble == 1:
+        if is_main and row.shots == SHOTS and is_plain(row):
             found[name] = row
     return found
 

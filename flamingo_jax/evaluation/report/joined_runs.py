@@ -85,12 +85,17 @@ def read_run(word: str) -> JoinedRun:
             "WORKDIR of a run."
         )
     workdir = workdir_of(checkpoint) if checkpoint else None
-    log = tuple(read_log(workdir / LOG)) if workdir else ()
+    log: tuple[Mapping[str, Any], ...] = ()
+    try:
+        log = tuple(read_log(workdir / LOG)) if workdir else ()
+    except (OSError, paths.PathError) as error:
+        problems.append(str(error))
+    card = _card(checkpoint, workdir)
+    records = _records(workdir, card)
     if not results and not problems:
-        results = _during_training(log, name)
+        results = _during_training(log, name, _seed_of(records))
         if not results:
             problems.append(f"{name}: it has no results.")
-    card = _card(checkpoint, workdir)
     plan = _first_json([place / PLAN for place in (directory, workdir) if place], problems)
     if results and not (card or workdir):
         problems.append(
@@ -100,7 +105,7 @@ def read_run(word: str) -> JoinedRun:
     seconds = [value for line in log if (value := number(line.get("step_seconds"))) is not None]
     return JoinedRun(
         name=name,
-        row=row or _row_of(workdir, card),
+        row=row or _row_of(records),
         results=results,
         parameters=_parameters(card, plan),
         measured_seconds=statistics.median(seconds) if seconds else None,
@@ -130,6 +135,11 @@ def read_results(file: Path) -> tuple[Row, ...]:
         raise ConfigError(f"{file} is damaged: {error}") from error
 
 
+def is_plain(row: Row) -> bool:
+    """Returns True for a result without RICES and without an ensemble, as tables compare them."""
+    return row.selection != "rices" and row.ensemble == 1
+
+
 def _split(word: str) -> tuple[str, str]:
     row, is_named, directory = word.partition("=")
     if is_named and re.fullmatch(r"\w+", row) and not Path(word).exists():
@@ -137,8 +147,8 @@ def _split(word: str) -> tuple[str, str]:
     return "", word
 
 
-def _during_training(log: Sequence[Mapping[str, Any]], name: str) -> tuple[Row, ...]:
-    """Returns the newest evaluation of a training run."""
+def _during_training(log: Sequence[Mapping[str, Any]], name: str, seed: int) -> tuple[Row, ...]:
+    """Returns the newest evaluation of a training run; the log does not say how many queries."""
     for line in reversed(log):
         found = [
             (key[1], int(key[2]), key[3], value)
@@ -148,7 +158,7 @@ def _during_training(log: Sequence[Mapping[str, Any]], name: str) -> tuple[Row, 
         if found:
             step = int(line["step"])
             return tuple(
-                Row(task, DURING_TRAINING, shots, metric, value, 0, 0, "random", 1, "", name, step)
+                Row(task, DURING_TRAINING, shots, metric, value, 0, seed, "random", 1, "", name, step)
                 for task, shots, metric, value in found
             )
     return ()
@@ -191,14 +201,25 @@ def _parameters(card: Mapping[str, Any], plan: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _row_of(workdir: Path | None, card: Mapping[str, Any]) -> str:
-    """Returns the row that the name of a run's config says, or ""."""
-    config = _first_json([workdir / CONFIG], []) if workdir else {}
+def _records(workdir: Path | None, card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns what is known of a run's config: its config.json, and the record of an export."""
     run = card.get("run")
     record = run.get("record") if isinstance(run, dict) else None
-    for found in (config, record if isinstance(record, dict) else {}):
+    config = _first_json([workdir / CONFIG], []) if workdir else {}
+    return [config, record if isinstance(record, dict) else {}]
+
+
+def _row_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the row that the name of a run's config says, or ""."""
+    for found in records:
         name = found.get("name")
         for prefix in _CONFIG_NAMES:
             if isinstance(name, str) and name.startswith(prefix):
                 return name.removeprefix(prefix)
     return ""
+
+
+def _seed_of(records: Sequence[Mapping[str, Any]]) -> int:
+    """Returns the seed of a run, which is that of its evaluations; 0 if nothing says it."""
+    seeds = (found.get("seed") for found in records)
+    return next((seed for seed in seeds if isinstance(seed, int)), 0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.evaluation.report import curves
-from flamingo_jax.evaluation.report.joined_runs import JoinedRun
+from flamingo_jax.evaluation.report.joined_runs import JoinedRun, is_plain
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
 from flamingo_jax.evaluation.report.table import MISSING, Table, TableRow
 
@@ -76,7 +76,7 @@ def model_sizes(runs: Sequence[JoinedRun]) -> tuple[JoinedTable, Mapping[str, Fi
 def _values(run: JoinedRun) -> dict[str, dict[int, float]]:
     values: dict[str, dict[int, float]] = {}
     for row in run.results:
-        if row.task in TASKS and row.metric == METRIC:
+        if row.task in TASKS and row.metric == METRIC and is_plain(row):
             values.setdefault(row.task, {})[row.shots] = row.value
     return values
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from flamingo_jax.core.config import ConfigError
 from flamingo_jax.evaluation.report import curves
 from flamingo_jax.evaluation.report.differences import BASE, Difference, differences
-from flamingo_jax.evaluation.report.joined_runs import JoinedRun
+from flamingo_jax.evaluation.report.joined_runs import JoinedRun, is_plain
 from flamingo_jax.evaluation.report.joined_table import JoinedTable
 from flamingo_jax.evaluation.report.published_ablations import ABLATIONS, SHOTS
 from flamingo_jax.evaluation.report.table import MISSING, Table, TableRow
@@ -89,10 +89,12 @@ def _collect(runs: Sequence[JoinedRun]) -> tuple[dict[str, dict[int, Values]], l
     Rows are in the order of the paper's tables.
     """
     found: dict[str, dict[int, Values]] = {}
+    asked: dict[tuple[str, int], tuple[str, Mapping[str, int]]] = {}
     notes = list[str]()
     for run in runs:
         notes += run.problems
-        values = {(r.task, r.metric): r.value for r in run.results if r.shots == SHOTS}
+        counted = [row for row in run.results if row.shots == SHOTS and is_plain(row)]
+        values = {(row.task, row.metric): row.value for row in counted}
         wanted = {task: (task, "exact_match") for task in TASKS}
         wanted |= {task: (task, "ranking") for task in CONTROLS}
         missing = [task for task, key in wanted.items() if key not in values]
@@ -101,16 +103,38 @@ def _collect(runs: Sequence[JoinedRun]) -> tuple[dict[str, dict[int, Values]], l
                 listed = ", ".join(missing)
                 notes.append(f"{run.name}: left out, it has no {listed} at {SHOTS} examples.")
             continue
-        seed, own = run.results[0].seed, {task: values[key] for task, key in wanted.items()}
+        seed, own = counted[0].seed, {task: values[key] for task, key in wanted.items()}
         overall = sum(own[task] for task in TASKS) / len(TASKS)
         seeds = found.setdefault(run.row, {})
         if seed in seeds:
             notes.append(f"{run.name}: left out, another run has the row {run.row!r}, seed {seed}.")
         else:
             seeds[seed] = {**own, OVERALL: overall}
+            asked[run.row, seed] = run.name, {row.task: row.n for row in counted}
+    notes += _not_compared(asked)
     order = {row: place for place, row in enumerate(ABLATIONS)}
     rows = sorted(found, key=lambda row: order.get(counterpart(row), len(order)))
     return {row: found[row] for row in rows}, notes
+
+
+def _not_compared(asked: Mapping[tuple[str, int], tuple[str, Mapping[str, int]]]) -> list[str]:
+    """Returns a note on each run without a base of its seed, and on other numbers of queries.
+
+    Args:
+        asked: (row, seed) -> (name of the run, number of queries of each task).
+    """
+    notes = []
+    for (row, seed), (name, numbers) in asked.items():
+        if (BASE, seed) not in asked:
+            if any(each == BASE for each, _ in asked):
+                notes.append(f"{name}: left out, no run of the base has the seed {seed}.")
+            continue
+        base = asked[BASE, seed][1]
+        others = [task for task in numbers if 0 < numbers[task] != base[task] > 0]  # 0: not known
+        if others:
+            listed = ", ".join(f"{task} {numbers[task]} and {base[task]}" for task in others)
+            notes.append(f"{name}: other numbers of queries than the base of its seed: {listed}.")
+    return notes
 
 
 def _base(seeds: Mapping[int, Values]) -> TableRow:

@@ -143,6 +143,19 @@ def test_an_evaluation_during_training_counts(tmp_path):
     assert (run.row, run.measured_seconds, run.parameters) == ("mlp", 1.5, None)
 
 
+def test_an_evaluation_during_training_has_the_seed_of_its_run(tmp_path):
+    name = workdir(tmp_path / "run", "tiny_flamingo_mlp", [{"evaluate/format/4/exact_match": 0.8}])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "seed": 2}))
+    assert [each.seed for each in read_run(name).results] == [2]
+
+
+def test_a_log_that_cannot_be_read_is_a_problem_of_its_run_alone(tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    run = read_run(str(tmp_path / "run"))
+    assert not run.results and "metrics.jsonl: it is a directory" in run.problems[0]
+
+
 def test_a_plan_counts_parameters_where_there_is_no_export(tmp_path):
     name = workdir(tmp_path / "run", "flamingo_3b_mlp", [{"evaluate/coco/4/cider": 0.8}])
     plan = {"step_seconds": 2.0, "parameters": {"lm": 1000, "resampler": 24}}

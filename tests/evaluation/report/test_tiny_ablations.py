@@ -13,16 +13,17 @@ from flamingo_jax.evaluation.report.joined_runs import read_run
 from flamingo_jax.evaluation.report.published_ablations import ABLATIONS
 
 
-def write_run(directory, name, seed, value, tasks=tiny_ablations.TASKS):
+def write_run(directory, name, seed, value, tasks=tiny_ablations.TASKS, n=400, more=()):
     """Writes the results of a row; returns the word of --report."""
     output = directory / f"{name}{seed}"
     output.mkdir(parents=True)
     values = {(task, "exact_match"): value for task in tasks}
     values |= {(task, "ranking"): 0.4 for task in tiny_ablations.CONTROLS}
     rows = [
-        Row(task, "test", 4, metric, each, 400, seed, "random", 1, "greedy", "nowhere", 700)
+        Row(task, "test", 4, metric, each, n, seed, "random", 1, "greedy", "nowhere", 700)
         for (task, metric), each in values.items()
     ]
+    rows += [dataclasses.replace(row, **fields) for fields in more for row in rows]
     (output / "results.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     return f"{name}={output}"
 
@@ -74,6 +75,31 @@ def test_a_run_that_lacks_a_task_or_is_there_twice_is_left_out_and_named(words, 
     assert "mlp" not in {row.cells[0] for row in table.table.rows}
     assert any("mlp1: left out, it has no format at 4 examples" in note for note in table.notes)
     assert any("another run has the row 'no_gate', seed 1" in note for note in table.notes)
+
+
+def test_a_run_that_has_no_base_of_its_seed_is_named(words, tmp_path):
+    alone = [write_run(tmp_path, "mlp", 7, 0.5), write_run(tmp_path, "no_gate", 8, 0.1)]
+    table, _ = tiny_ablations.tiny_ablations([read_run(word) for word in (*words, *alone)])
+    lines = {row.cells[0]: row.cells for row in table.table.rows}
+    assert "mlp" not in lines and lines["no_gate"][6].startswith("-0.090")
+    for name, seed in (("mlp7", 7), ("no_gate8", 8)):
+        note = f"{name}: left out, no run of the base has the seed {seed}."
+        assert any(each.endswith(note) for each in table.notes)
+
+
+def test_other_numbers_of_queries_are_named(words, tmp_path):
+    few = write_run(tmp_path, "mlp", 1, 0.5, n=16)
+    table, _ = tiny_ablations.tiny_ablations([read_run(word) for word in (*words, few)])
+    (note,) = [each for each in table.notes if "numbers of queries" in each]
+    assert "mlp1: other" in note and "format 16 and 400" in note
+
+
+def test_results_with_rices_or_an_ensemble_do_not_count(words, tmp_path):
+    more = [{"value": 0.99, "selection": "rices"}, {"value": 0.98, "ensemble": 6}]
+    word = write_run(tmp_path, "mlp", 1, 0.5, more=more)
+    table, _ = tiny_ablations.tiny_ablations([read_run(word) for word in (*words, word)])
+    lines = {row.cells[0]: row.cells for row in table.table.rows}
+    assert lines["mlp"][6].startswith("-0.300")
 
 
 def test_without_the_base_there_are_no_differences(words):
