@@ -46,6 +46,8 @@ done
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output="${output#"$PWD"/}"
+[[ "$output" != *,* ]] || die "--output=$output has a comma, which is between the runs of a report." \
+  "Give a directory without one"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_allow_excess_precision=false" # as launch/demo.sh
 export MPLBACKEND=Agg
 
@@ -151,7 +153,12 @@ done
 
 reports=
 for work in "$output"/seed*/rows/*; do
-  [ ! -e "$work/report/results.json" ] || reports="$reports,$work/report"
+  [ -e "$work/report/results.json" ] || continue
+  if [ "$(cat "$work/done" 2>/dev/null)" = "$config" ]; then
+    reports="$reports,$work/report"
+  else
+    say "$work/report is of other configs or of a row that is not done: it is not in the table"
+  fi
 done
 if [ -n "$reports" ]; then
   "$PYTHON" -m flamingo_jax.evaluate --report="TINY$reports" --output="$output/report"

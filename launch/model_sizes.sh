@@ -46,6 +46,8 @@ done
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output="${output#"$PWD"/}"
+[[ "$output" != *,* ]] || die "--output=$output has a comma, which is between the runs of a report." \
+  "Give a directory without one"
 export MPLBACKEND=Agg
 
 IFS=, read -r -a seeds <<<"$seeds"
