@@ -208,7 +208,7 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is_compiled(compiled, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data": {"world": "/none"}}, "There is no dataset in /none/test_images"),
+        ({"data": {"world": "/none"}}, "There is no dataset at /none/test_images"),
         ({"n": 10_000}, "'format': got n=10000; .* query pictures"),
         ({"shots": (500,)}, "There are only .* make a world with more, or take fewer shots"),
     ],

@@ -114,6 +114,29 @@ def test_it_ends_when_a_program_was_stopped(ablations):
     assert "no_pairs, seed 1, was stopped. The same command goes on" in said
 
 
+def test_a_report_of_other_configs_is_not_in_the_table(launch, tmp_path):
+    """It stays where a row failed, or was not asked for, after the configs were changed."""
+    options = ("ablations.sh", f"--output={tmp_path / 'runs'}", "--rows=mlp", "--seeds=1")
+    launch(*options)
+    work = {row: tmp_path / "runs" / "seed1" / "rows" / row for row in ("base", "mlp")}
+    for place in work.values():
+        (place / "report").mkdir(parents=True, exist_ok=True)
+        (place / "report" / "results.json").write_text("[]")
+    (joined,) = [line for line in launch(*options)[1] if "--report=TINY" in line]
+    assert f"TINY,{work['base']}/report,{work['mlp']}/report " in joined
+    (work["mlp"] / "done").write_text("an older sum")
+    status, called, said = launch(*options, FAILS=":mlp", STATUS="1")
+    (joined,) = [line for line in called if "--report=TINY" in line]
+    assert status == 1 and f"TINY,{work['base']}/report " in joined
+    assert f"{work['mlp']}/report is of other configs or of a row that is not done" in said
+
+
+@pytest.mark.parametrize("script", ["ablations.sh", "model_sizes.sh"])
+def test_a_directory_that_no_report_could_name_is_refused_at_once(launch, tmp_path, script):
+    status, called, said = launch(script, f"--output={tmp_path}/a,b")
+    assert status == 1 and not called and "a,b has a comma" in said
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
