@@ -68,13 +68,28 @@ _INSTANCES = {
     "interleaved_page": "Documents of interleaved texts and images, such as web pages.",
     "image_text": "Pairs of an image and a text.",
     "video_text": "Pairs of a video and a text.",
+    "image_answers": "Questions about an image, with the right answers.",
+    "video_answers": "Questions about a video, with the right answers.",
+    "conversation": "Dialogues about images.",
     "document": "Texts.",
 }
 _FIELDS = {
     "interleaved_page": "Texts (UTF-8) and encoded images in their order, and metadata as JSON.",
     "image_text": "An encoded image, a text (UTF-8), and metadata as JSON.",
     "video_text": "The frames of a video or its file, a text (UTF-8), and metadata as JSON.",
+    "image_answers": "An encoded image, prompts and answers (UTF-8), and metadata as JSON.",
+    "video_answers": "The frames of a video or its file, prompts and answers (UTF-8), and metadata "
+    "as JSON.",
+    "conversation": "Texts (UTF-8) and encoded images in their order, which of the texts are "
+    "answers, and metadata as JSON.",
     "document": "A text (UTF-8), and metadata as JSON.",
+}
+_TEXT = "The text is the target: a model learns to predict it."
+_ANSWERS = "The answers are the targets. What is asked is a target too, unless loss_on is 'answers'."
+_TARGETS = {
+    "image_answers": f"{_ANSWERS} Of several answers, training draws one at each visit.",
+    "video_answers": f"{_ANSWERS} Of several answers, training draws one at each visit.",
+    "conversation": _ANSWERS,
 }
 _FILTER = "explicit_filter"
 
@@ -104,7 +119,7 @@ def datasheet(dataset: PathLike) -> tuple[Path, str]:
             for name, (count, size) in splits.items()
         ),
         "Data of Each Instance": _FIELDS.get(kind, kind),
-        "Labels or Targets": "The text is the target: a model learns to predict it.",
+        "Labels or Targets": _TARGETS.get(kind, _TEXT),
         "Recommended Splits": ", ".join(splits),
         "Self-Contained or Linked to External Resources": "Texts, images and videos are stored in "
         "the records.",

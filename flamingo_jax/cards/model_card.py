@@ -13,6 +13,7 @@ from typing import Any
 
 from flamingo_jax.cards.sections import UNKNOWN, Sections, render
 from flamingo_jax.checkpoint.card import MODEL_CARD, read_card
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import Path, PathError, PathLike, read_json
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report.benchmark_table import split_of, title_of
@@ -93,10 +94,10 @@ def model_card(export: PathLike, evaluations: Sequence[PathLike] = ()) -> tuple[
     Raises:
         CheckpointError: there is no export, or it is damaged.
         PathError: a results.json is missing or damaged.
-        ConfigError: a results.json has something else.
+        ConfigError: a results.json has something else, or is of another step.
     """
     directory, card = read_card(export, what="export")
-    rows = [row for place in evaluations for row in read_results(Path(place) / RESULTS)]
+    rows = [row for place in evaluations for row in _results(Path(place) / RESULTS, card)]
     record = _record(directory, card)
     answers = {
         "Model Type": _model_type(card),
@@ -112,6 +113,18 @@ def model_card(export: PathLike, evaluations: Sequence[PathLike] = ()) -> tuple[
         "2204.14198, Appendix E)."
     )
     return directory / MODEL_CARD, render(title, about, SECTIONS, answers)
+
+
+def _results(file: Path, card: Mapping[str, Any]) -> Sequence[Row]:
+    """Returns the results of an evaluation; another step is another model."""
+    rows = read_results(file)
+    for row in rows:
+        if row.step != card["step"]:
+            raise ConfigError(
+                f"{file} has results of {row.checkpoint} at step {row.step}, and the export is of "
+                f"step {card['step']}: give evaluations of this export."
+            )
+    return rows
 
 
 def _record(directory: Path, card: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import pytest
 
@@ -13,8 +14,9 @@ from flamingo_jax.cards.datasheet import datasheet
 from flamingo_jax.cards.model_card import SECTIONS, model_card
 from flamingo_jax.checkpoint.arrays import CheckpointError
 from flamingo_jax.checkpoint.verify import verify
+from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.paths import PathError
-from flamingo_jax.data.schema import InterleavedPage
+from flamingo_jax.data.schema import RECORDS, InterleavedPage
 
 RUN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "version_0_4_0" / "flamingo"
 REPORT = {
@@ -117,6 +119,24 @@ def test_a_dataset_without_reports_is_described_by_its_records(dataset):
     text = datasheet(dataset)[1]
     assert answer(text, "What Was Left Out") == answer(text, "Software") == "not stated: fill in"
     assert "interleaved texts and images" in answer(text, "What the Instances Represent")
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_records_of_every_kind_are_described(dataset, kind, monkeypatch):
+    source = types.SimpleNamespace(kind=kind)
+    monkeypatch.setattr("flamingo_jax.cards.datasheet.Source", lambda *_: source)
+    text = datasheet(dataset)[1]
+    for question in ("What the Instances Represent", "Data of Each Instance"):
+        assert answer(text, question).endswith(".") and kind not in answer(text, question)
+    asked = kind.endswith("_answers") or kind == "conversation"
+    assert ("The answers are the targets" in answer(text, "Labels or Targets")) == asked
+
+
+def test_results_of_another_step_are_refused(run):
+    file = run / "report" / "results.json"
+    file.write_text(file.read_text().replace('"step": 20', '"step": 10'))
+    with pytest.raises(ConfigError, match="at step 10, and the export is of step 20"):
+        model_card(run, [run / "report"])
 
 
 def test_a_card_that_was_edited_stays(tmp_path):

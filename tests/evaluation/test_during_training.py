@@ -16,7 +16,7 @@ from flamingo_jax.evaluation import during_training, registry
 from flamingo_jax.evaluation.benchmarks.contrastive_task import RECALLS
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.few_shot import FewShotTask
-from flamingo_jax.evaluation.metrics import MissingResourceError, metric
+from flamingo_jax.evaluation.metrics import METRICS, MissingResourceError
 from flamingo_jax.evaluation.run import run
 from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.inference.config import InferenceConfig
@@ -221,11 +221,12 @@ def test_what_a_world_lacks_is_an_error_before_anything_is_compiled(compiled, fi
 def test_what_a_metric_lacks_is_an_error_before_anything_is_compiled(
     compiled, colours, monkeypatch
 ):
-    def missing(self):
+    def missing():
         raise MissingResourceError("exact_match needs a program")
 
     colours()
-    monkeypatch.setattr(type(metric("exact_match")), "check", missing)
+    needy = dataclasses.replace(METRICS["exact_match"], check=missing)
+    monkeypatch.setitem(METRICS, "exact_match", needy)
     with pytest.raises(MissingResourceError, match="needs a program"):
         asked(compiled, tasks=("colours",), n=4, num_support=10)
 
