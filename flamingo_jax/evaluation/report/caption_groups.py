@@ -59,7 +59,8 @@ def read_groups(path: PathLike) -> Groups:
 
     Raises:
         PathError: it cannot be read.
-        ConfigError: it has no column of ids, no other column, or two groups for one image.
+        ConfigError: it has no column of ids, no other column, a line without an id, or two groups
+            for one image; or its lines are damaged.
     """
     file = Path(path)
     try:
@@ -68,7 +69,7 @@ def read_groups(path: PathLike) -> Groups:
         raise paths.PathError(f"There is no file {file}. Check --groups.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise paths.PathError(f"Cannot read {file}: {error}.") from error
-    lines = list(_json_lines(file, text) if _is_json(file) else _csv_lines(text))
+    lines = list(_json_lines(file, text) if _is_json(file) else _csv_lines(file, text))
     found: dict[str, dict[str, str]] = {}
     for number, line in lines:
         name = next((column for column in ID_COLUMNS if column in line), None)
@@ -77,6 +78,8 @@ def read_groups(path: PathLike) -> Groups:
                 f"{file}, line {number}: expected a column {' or '.join(ID_COLUMNS)}, got "
                 f"{', '.join(line)}."
             )
+        if line[name] in ("", None):
+            raise ConfigError(f"{file}, line {number}: {name} is empty; expected the id of an image.")
         image = str(line[name])
         for attribute, value in line.items():
             if attribute == name or value in ("", None):
@@ -155,10 +158,23 @@ def _is_json(file: Path) -> bool:
     return file.suffix.lower() in (".jsonl", ".json")
 
 
-def _csv_lines(text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), restkey="", restval="")
-    for line in reader:
-        yield reader.line_num, {name: value for name, value in line.items() if name}
+def _csv_lines(file: Path, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    content = io.StringIO(text.removeprefix("\ufeff"), newline="")
+    reader = csv.DictReader(content, restkey="", restval="", strict=True)
+    try:
+        names = reader.fieldnames or ()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{file} has the column {twice[0]!r} twice; expected it once.")
+        for line in reader:
+            if "" in line and "" not in names:
+                raise ConfigError(
+                    f"{file}, line {reader.line_num}: expected {len(names)} values, as the head "
+                    f"has, got {len(names) + len(line[''])}."
+                )
+            yield reader.line_num, {name: value for name, value in line.items() if name}
+    except csv.Error as error:
+        number = reader.reader.line_num
+        raise ConfigError(f"{file}, line {number} is no CSV: {error}.") from error
 
 
 def _json_lines(file: Path, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
