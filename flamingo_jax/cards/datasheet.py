@@ -85,7 +85,7 @@ _FIELDS = {
     "document": "A text (UTF-8), and metadata as JSON.",
 }
 _TEXT = "The text is the target: a model learns to predict it."
-_ANSWERS = "The answers are the targets. What is asked is a target too, unless loss_on is 'answers'."
+_ANSWERS = "The answers are the targets; what is asked is too, unless loss_on is 'answers'."
 _TARGETS = {
     "image_answers": f"{_ANSWERS} Of several answers, training draws one at each visit.",
     "video_answers": f"{_ANSWERS} Of several answers, training draws one at each visit.",

@@ -79,7 +79,7 @@ def read_groups(path: PathLike) -> Groups:
                 f"{', '.join(line)}."
             )
         if line[name] in ("", None):
-            raise ConfigError(f"{file}, line {number}: {name} is empty; expected the id of an image.")
+            raise ConfigError(f"{file}, line {number}: {name} is empty; expected an image's id.")
         image = str(line[name])
         for attribute, value in line.items():
             if attribute == name or value in ("", None):

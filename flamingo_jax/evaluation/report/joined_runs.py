@@ -156,9 +156,9 @@ def _during_training(log: Sequence[Mapping[str, Any]], name: str, seed: int) -> 
             if (key := _EVALUATION.fullmatch(text)) and (value := number(line[text])) is not None
         ]
         if found:
-            step = int(line["step"])
+            step, split = int(line["step"]), DURING_TRAINING
             return tuple(
-                Row(task, DURING_TRAINING, shots, metric, value, 0, seed, "random", 1, "", name, step)
+                Row(task, split, shots, metric, value, 0, seed, "random", 1, "", name, step)
                 for task, shots, metric, value in found
             )
     return ()

@@ -124,7 +124,7 @@ def _not_compared(asked: Mapping[tuple[str, int], tuple[str, Mapping[str, int]]]
         asked: (row, seed) -> (name of the run, number of queries of each task).
     """
     notes = []
-    for (row, seed), (name, numbers) in asked.items():
+    for (_, seed), (name, numbers) in asked.items():
         if (BASE, seed) not in asked:
             if any(each == BASE for each, _ in asked):
                 notes.append(f"{name}: left out, no run of the base has the seed {seed}.")

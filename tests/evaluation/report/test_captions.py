@@ -116,7 +116,7 @@ def test_annotations_in_json_lines_and_with_other_ids(tmp_path):
         ("a.csv", "image_id\n1\n", "has no annotations"),
         ("a.csv", "", "has no annotations"),
         ("a.csv", 'image_id,g\n1,"a\n2,b\n', "line 3 is no CSV: unexpected end of data"),
-        ("a.csv", f'image_id,g\n1,{"a" * 200_000}\n', "line 2 is no CSV: field larger than"),
+        ("a.csv", f"image_id,g\n1,{'a' * 200_000}\n", "line 2 is no CSV: field larger than"),
         ("a.csv", "image_id,g\n1,a,b\n", "line 2: expected 2 values, as the head has, got 3"),
         ("a.csv", "image_id,g,g\n1,a,b\n", "has the column 'g' twice"),
         ("a.csv", "image_id,g\n,a\n", "line 2: image_id is empty"),
