@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from flamingo_jax.inference.padding import PromptTooLong
 from flamingo_jax.inference.prompt import Part, Prompt, PromptError, Visual
 from flamingo_jax.tokenizers.chat_template import PAPER, ChatTemplate
+from flamingo_jax.tokenizers.markers import IMAGE_TAG
 
 INTRODUCTION = (
     "This is a conversation between a human, User, and an intelligent visual AI, Flamingo. "
@@ -127,8 +128,11 @@ def opening(template: ChatTemplate, images: Sequence[Visual] = ()) -> list[Part]
 
 
 def answered(text: str, template: ChatTemplate) -> str:
-    """Returns the prompt of what the model said, after a turn."""
-    return f"{template.space}{text}{template.end}"
+    """Returns the prompt of what the model said, after a turn.
+
+    A model may say `<image>`, and has shown no image: in a prompt the tag would lack one.
+    """
+    return f"{template.space}{text.replace(IMAGE_TAG, '')}{template.end}"
 
 
 def turn_of(words: Sequence[Part], template: ChatTemplate) -> list[Part]:

@@ -86,6 +86,16 @@ def test_the_oldest_exchange_is_forgotten_first():
     assert "third thing" in parrot.prompts[-1]  # what failed has changed nothing
 
 
+def test_a_tag_that_the_model_says_is_no_image(tmp_path):
+    """Or the next turn, and all after it, would lack an image."""
+    parrot = Parrot("<image>red <image>", "blue")
+    chat = Chat(parrot)
+    assert chat.say("one") == "<image>red <image>"
+    chat.say("two")
+    assert "<image>" not in parrot.prompts[1]
+    assert parrot.prompts[1].endswith("User: one\nFlamingo: red \nUser: two\nFlamingo:")
+
+
 def test_what_cannot_be_said():
     with pytest.raises(PromptError, match=r"got 2 image\(s\) for the example turns; expected 3"):
         Chat(Parrot(), IMAGES[:2])
