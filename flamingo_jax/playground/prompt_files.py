@@ -132,9 +132,9 @@ def load(path: str, directory: str) -> SavedPrompt:
             for row in saved.rows:
                 visuals = [_extract(archive, each, directory) for each in row.visuals]
                 rows.append(dataclasses.replace(row, visuals=tuple(visuals)))
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, OSError) as error:
-        if isinstance(error, PromptError):
-            raise
+    except PromptError:
+        raise
+    except Exception as error:  # damaged and encrypted archives raise errors of many kinds
         raise _no_prompt(name, str(error)) from error
     return dataclasses.replace(saved, rows=tuple(rows))
 

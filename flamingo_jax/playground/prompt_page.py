@@ -209,18 +209,35 @@ def parts_of(cells: Sequence[Any]) -> Prompt:
 
 
 def method_of(
-    kind: str, beams: float, temperature: float, top_p: float, seed: float, most: float
+    kind: str,
+    beams: float | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: float | None,
+    most: float | None,
 ) -> Method:
-    """Returns the method that the page's settings describe.
+    """Returns the method that the page's settings describe; None = a field that was emptied.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting that is needed is empty or out of range.
     """
+    tokens = int(_given(most, "Most new tokens"))
     if kind == "Beam search":
-        return BeamSearch(int(beams), max_new_tokens=int(most))
+        return BeamSearch(int(_given(beams, "Beams")), max_new_tokens=tokens)
     if kind == "Sampling":
-        return Sample(float(temperature), float(top_p), int(seed), max_new_tokens=int(most))
-    return Greedy(max_new_tokens=int(most))
+        return Sample(
+            float(_given(temperature, "Temperature")),
+            float(_given(top_p, "Top p")),
+            int(_given(seed, "Seed")),
+            max_new_tokens=tokens,
+        )
+    return Greedy(max_new_tokens=tokens)
+
+
+def _given(value: float | None, name: str) -> float:
+    if value is None:
+        raise ValueError(f"{name} is empty: give a number.")
+    return value
 
 
 def pieces(model: Flamingo, prompt: Prompt, method: Method) -> Iterator[str]:

@@ -63,6 +63,14 @@ def test_settings_become_a_method():
     )
     with pytest.raises(ValueError, match="temperature"):
         prompt_page.method_of("Sampling", 3.0, 0.0, 0.9, 7.0, 5.0)
+    # A field that was emptied matters where it is used.
+    assert prompt_page.method_of("Greedy", None, None, None, None, 5.0) == Greedy(5)
+    names = ("Beams", "Temperature", "Top p", "Seed", "Most new tokens")
+    for number, name in enumerate(names):
+        settings = [3.0, 0.5, 0.9, 7.0, 5.0]
+        settings[number] = None
+        with pytest.raises(ValueError, match=f"{name} is empty: give a number"):
+            prompt_page.method_of("Sampling" if number else "Beam search", *settings)
 
 
 def test_an_answer_appears_token_by_token(model):

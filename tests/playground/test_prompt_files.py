@@ -82,6 +82,23 @@ def test_what_is_no_saved_prompt(tmp_path, card, files, reason):
     assert not (tmp_path.parent / "1.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("mark", "at", "value", "reason"),
+    [
+        (b"PK\1\2", 8, b"\1", "is encrypted"),  # flags, in the list at the end
+        (b"PK\3\4", 30 + len("prompt.json"), b"\xff\xff\xff", "decompressing data"),
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked(tmp_path, mark, at, value, reason):
+    path = archive(tmp_path / "prompt.zip", CARD)
+    data = bytearray((tmp_path / "prompt.zip").read_bytes())
+    start = data.index(mark) + at
+    data[start : start + len(value)] = value
+    (tmp_path / "prompt.zip").write_bytes(data)
+    with pytest.raises(PromptError, match=f"is no saved prompt .*{reason}"):
+        prompt_files.load(path, str(tmp_path))
+
+
 def test_what_is_unpacked_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(prompt_files, "_MOST_ARCHIVE", 1 << 20)
     path = archive(tmp_path / "prompt.zip", CARD, **{"1.png": bytes((1 << 20) + 1)})
