@@ -160,6 +160,7 @@ def test_hidden_answers_of_mmbench_are_refused(directory):
     [
         (0, {"answer": "D"}, "the answer 'D' of question 241, with 3 options"),
         (0, {"index": "x"}, "the index 'x', expected a number"),
+        (0, {"index": "1" * 5000}, "the index '1111.*, expected a number"),
         (1, {"index": "1000999"}, "rotations without their question 999"),
         (1, {"image": "7"}, "no picture of question 1000241"),
         (None, {}, "one row of each question, expected a row of each rotation"),
@@ -176,9 +177,10 @@ def test_another_file_of_mmbench_is_named(directory, number, change, message):
         MMBENCH.at(directory).test()
 
 
-def test_a_damaged_picture_of_mmbench_is_named(directory):
+@pytest.mark.parametrize("letter", ["!", "é"])
+def test_a_damaged_picture_of_mmbench_is_named(directory, letter):
     rows = mmbench.rows()
-    rows[0]["image"] = "!" * 100
+    rows[0]["image"] = letter * 100
     mmbench.write(directory / "MMBench_DEV_EN.tsv", rows)
     with pytest.raises(AnnotationError, match="the picture of question 241 is no base64"):
         MMBENCH.at(directory).test()[0].visual.read()
@@ -215,4 +217,13 @@ def test_another_file_of_seed_image_is_named(directory, change, message):
     value["questions"][0] |= change
     file.write_text(json.dumps(value))
     with pytest.raises(AnnotationError, match=message):
+        SEED_IMAGE.at(directory).test()
+
+
+def test_a_type_of_seed_image_has_a_number(directory):
+    make_seed_image(directory)
+    file = directory / "SEED-Bench.json"
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps(value | {"question_type": {"Scene Understanding": [1]}}))
+    with pytest.raises(AnnotationError, match="no names of question types"):
         SEED_IMAGE.at(directory).test()

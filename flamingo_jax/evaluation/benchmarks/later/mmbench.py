@@ -14,7 +14,6 @@ There is no training split, and so no support example. No benchmark of the Flami
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -50,8 +49,8 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
             "split are hidden, and its server takes no file that is written here. Take the file "
             "of the dev split."
         )
-    if wrong := [row["index"] for row in rows if not row["index"].isdecimal()]:
-        raise files.wrong(path, f"the index {wrong[0]!r}", "a number")
+    if wrong := [row["index"] for row in rows if not _is_index(row["index"])]:
+        raise files.wrong(path, f"the index {wrong[0]!r:.60}", "a number")
     files.check_ids(path, (int(row["index"]) for row in rows))
     indices = {int(row["index"]) for row in rows}
     if lacking := [index for index in indices if index % _ROTATION not in indices]:
@@ -61,6 +60,10 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
         raise files.wrong(path, "one row of each question", "a row of each rotation of its options")
     pictures = {row["index"]: row["image"] for row in rows}
     return [_item(files, path, row, pictures) for row in rows]
+
+
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _LONGEST_INDEX
 
 
 def _item(files: Files, path: Path, row: Mapping[str, str], pictures: Mapping[str, str]) -> Item:
@@ -92,7 +95,7 @@ def _item(files: Files, path: Path, row: Mapping[str, str], pictures: Mapping[st
 def _decoded(path: Path, index: str, encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise AnnotationError(
             f"the benchmark 'mmbench': {path}: the picture of question {index} is no base64 "
             f"({error}). Get the file again."

@@ -42,7 +42,7 @@ def _items(files: Files, split: FileSplit) -> Sequence[Item]:
     value, path = files.json(*files.annotations[split]), files.annotation_path(split)
     value = value if isinstance(value, dict) else {}
     types = value.get("question_type")
-    if not isinstance(types, dict):
+    if not isinstance(types, dict) or not all(isinstance(each, int) for each in types.values()):
         raise files.wrong(path, "no names of question types", "question_type: {name: number}")
     dimensions = {number: name for name, number in types.items()}
     found = records(value.get("questions"), _FIELDS, path)
