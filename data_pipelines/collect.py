@@ -255,6 +255,8 @@ def collect(
             "Mend the input, or raise --max_broken."
         )
     if not total.written.total():
+        if not total.read:
+            raise ValueError("The input has no records. Nothing was written. Give another --input.")
         raise ValueError(
             f"None of the {total.read} records is left: {_first(total)}. Nothing was written."
         )

@@ -47,7 +47,7 @@ def conversation(
     if not isinstance(spoken, list) or not all(map(_is_turn, spoken)):
         detail = f"{source}: conversations is no list of {{from, value}}; there are {sorted(row)}"
         return Reject("not_llava", detail, broken=True)
-    names = row.get("image", row.get("images")) or []
+    names = row.get("image") or row.get("images") or []  # of a table, the other one is null
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return Reject("not_llava", f"{source}: image is {names!r:.80}", broken=True)

@@ -40,6 +40,10 @@ def nothing(unit):
     yield Reject("no_text", unit)
 
 
+def empty(unit):
+    yield from ()
+
+
 def process(unit):
     yield Found(Document(str(os.getpid())))
 

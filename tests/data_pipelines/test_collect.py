@@ -97,6 +97,11 @@ def test_a_run_that_keeps_nothing_says_why(output):
         collect(["a", "b"], readers.nothing, "document", output, ALONE)
 
 
+def test_an_empty_input_is_named(output):
+    with pytest.raises(ValueError, match="The input has no records. Nothing was written"):
+        collect(["a"], readers.empty, "document", output, ALONE)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bug_of_a_reader_ends_the_run_without_a_dataset(output, workers):
     with pytest.raises(Exception, match="a bug of the reader"):

@@ -63,7 +63,7 @@ def test_turns_of_llava(folder, name):
         row("<image>\nWhat is it?", "A cat.", "Is it\nold?", " No. ", image="coco/1.jpg"),
         row("Which of <image> and <image> is red?", "Both.", image=["2.jpg", "coco/1.jpg"]),
         row("Hello!", "Hello."),
-        row("What is it?", "A dog.", image="2.jpg"),
+        row("What is it?", "A dog.", images=["2.jpg"]) | {"image": None},
     ]
     first, second, third, fourth = read(folder, *rows, name=name)
     assert first == Found(
