@@ -29,14 +29,12 @@ from flamingo_jax.inference import padding
 from flamingo_jax.inference import request as engine_request
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.prompt import PromptError
-from flamingo_jax.serving import answer_batches, chat_request, dialogue
+from flamingo_jax.serving import answer_batches, chat_request, dialogue, request_body
 from flamingo_jax.serving.answer_batches import AnswerPiece, Batches, Event, Finished, Job
 from flamingo_jax.serving.api_error import ApiError
 from flamingo_jax.serving.chat_request import ChatRequest
 from flamingo_jax.serving.request_images import RequestImages, Uploads
 from flamingo_jax.serving.server_metrics import ServerMetrics
-
-_DRAINED = 4  # times the most bytes of a body; then the connection is closed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,13 @@ class Limits:
 
     body_bytes: int = 20_000_000
     tokens: int = 512
+
+
+class _Json(JSONResponse):
+    """JSON in ASCII: a text of the client may have halves of characters, which UTF-8 has not."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
 
 
 class ChatServer:
@@ -85,6 +90,7 @@ class ChatServer:
         self._model, self._work, self._metrics, self._name = model, work, metrics, name
         self._images, self._uploads, self._limits = images, uploads, limits
         self._created, self._reading = int(time.time()), asyncio.Lock()
+        self._most_images = max(model.engine.config.num_images)
         self.in_flight = 0
         chat, files = self._counted(self._chat), self._counted(self._upload)
         self.app = Starlette(
@@ -97,7 +103,7 @@ class ChatServer:
                 Route("/health", self._health),
                 Route("/metrics", self._show_metrics),
             ],
-            exception_handlers={HTTPException: _no_path},
+            exception_handlers={HTTPException: _no_path, Exception: _unexpected},
         )
 
     def _counted(
@@ -112,7 +118,7 @@ class ChatServer:
                     raise answer_batches.stopping()
                 response = await answer(request)
             except ApiError as error:
-                response = JSONResponse(error.body, error.status, headers=error.headers)
+                response = _Json(error.body, error.status, headers=error.headers)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it
             finally:
@@ -127,17 +133,17 @@ class ChatServer:
         status = "ok" if self._work.is_ready else "warming up"
         status = "stopping" if self._work.is_stopping else status
         about = {"status": status, "model": self._name}
-        return JSONResponse(about, 200 if status == "ok" else 503)
+        return _Json(about, 200 if status == "ok" else 503)
 
     async def _show_metrics(self, _: Request) -> Response:
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._described()]})
+        return _Json({"object": "list", "data": [self._described()]})
 
     async def _one_model(self, request: Request) -> Response:
         self._check_name(request.path_params["name"])
-        return JSONResponse(self._described())
+        return _Json(self._described())
 
     def _described(self) -> dict[str, Any]:
         about = {"id": self._name, "object": "model", "owned_by": "flamingo_jax"}
@@ -153,7 +159,7 @@ class ChatServer:
             )
 
     async def _upload(self, request: Request) -> Response:
-        body = await _body(request, self._limits.body_bytes)
+        body = await self._body(request)
 
         async def again() -> AsyncGenerator[bytes, None]:
             yield body
@@ -162,7 +168,12 @@ class ChatServer:
             parser = MultiPartParser(request.headers, again(), max_files=1)
             form = await parser.parse()
         except (MultiPartException, KeyError) as error:
-            raise ApiError(f"The body is no form with a file: {error}.", param="file") from error
+            why = "no Content-Type" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise ApiError(
+                f"The body is no form with a file ({why}); expected multipart/form-data with the "
+                "image as its field file.",
+                param="file",
+            ) from error
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise ApiError("The form has no file; expected its field file.", param="file")
@@ -170,7 +181,7 @@ class ChatServer:
         await form.close()
         await asyncio.to_thread(self._images.decoded, content, "file")
         number, upload = self._uploads.add(file.filename or "image", content)
-        return JSONResponse(upload.described(number))
+        return _Json(upload.described(number))
 
     async def _file(self, request: Request) -> Response:
         number = request.path_params["id"]
@@ -179,13 +190,19 @@ class ChatServer:
             raise ApiError(f"There is no file {number!r:.60}.", status=404, code="file_not_found")
         if request.method == "DELETE":
             self._uploads.delete(number)
-            return JSONResponse({"id": number, "object": "file", "deleted": True})
-        return JSONResponse(upload.described(number))
+            return _Json({"id": number, "object": "file", "deleted": True})
+        return _Json(upload.described(number))
 
     async def _chat(self, request: Request) -> Response:
-        body = await _body(request, self._limits.body_bytes)
+        body = await self._body(request)
         asked = chat_request.read(_decoded(body), longest=self._limits.tokens)
         self._check_name(asked.model)
+        if (count := dialogue.num_images(asked.messages)) > self._most_images:
+            raise ApiError(  # before so many are decoded
+                f"The prompt has {count} images; expected at most {self._most_images}. Send fewer.",
+                param="messages",
+                code="context_length_exceeded",
+            )
         template = self._model.chat_template
         parts = await asyncio.to_thread(dialogue.prompt_of, asked.messages, self._images, template)
         async with self._reading:  # a tokenizer is for one thread at a time
@@ -209,10 +226,14 @@ class ChatServer:
                     media_type="text/event-stream",
                     headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
                 )
-            return JSONResponse(await _or_gone(request, answer.whole(first)))
+            return _Json(await _or_gone(request, answer.whole(first)))
         except (ClientDisconnect, asyncio.CancelledError):
             job.is_gone = True
             raise
+
+    async def _body(self, request: Request) -> bytes:
+        stream, most = request.stream(), self._limits.body_bytes
+        return await request_body.read(stream, most, lambda: self._work.is_stopping)
 
     def _prompt(self, parts: list[Any], asked: ChatRequest) -> engine_request.Request:
         """Tokenises the prompt, and checks that it fits.
@@ -311,26 +332,6 @@ def _decoded(body: bytes) -> Any:
         raise ApiError(f"The body is no JSON: {error}.") from error
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Reads the body of a request, up to a number of bytes."""
-    too_large = ApiError(
-        f"The body has more than {most:,} bytes. Send smaller images.",
-        status=413,
-        code="body_too_large",
-    )
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > _DRAINED * most:
-            raise too_large
-        # What is too much is read and dropped: a client that still writes would not see the answer.
-        if size <= most:
-            parts.append(part)
-    if size > most:
-        raise too_large
-    return b"".join(parts)
-
-
 async def _or_gone(request: Request, answer: Awaitable[Any]) -> Any:
     """Returns what is awaited.
 
@@ -358,4 +359,15 @@ async def _no_path(request: Request, error: Exception) -> Response:
         status=status,
         code="not_found",
     )
-    return JSONResponse(made.body, status)
+    return _Json(made.body, status)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    """Answers what is our own fault; the server logs the traceback."""
+    made = ApiError(
+        f"The server failed: {type(error).__name__}. Its log says more.",
+        status=500,
+        kind="server_error",
+        code="internal_error",
+    )
+    return _Json(made.body, made.status)

@@ -13,7 +13,6 @@ that the format does not have. A field with its neutral value (n = 1) is accepte
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -151,8 +150,8 @@ def _number(
 ) -> int | float:
     value = given.get(name, default)
     kinds = (int,) if whole else (int, float)
-    is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not least <= value <= most:
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # no NaN either
         kind = "a whole number" if whole else "a number"
         raise ApiError(
             f"{name} is {value!r:.60}; expected {kind} from {least:g} to {most:.10g}.", param=name

@@ -77,6 +77,13 @@ def prompt_of(
     return [*(start or chat.opening(template)), *turns, *chat.turn_of(said, template)]
 
 
+def num_images(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many content parts are no text."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return sum(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
+
+
 def _content(content: Any, where: str, image: ReadImage) -> list[Part]:
     if isinstance(content, str):
         return [content]

@@ -54,6 +54,8 @@ def test_settings_become_a_method():
         ({"beams": 3}, "beams", "the field 'beams' is unknown|The field 'beams' is unknown"),
         ({"max_tokens": 101}, "max_tokens", "is 101; expected a whole number from 1 to 100"),
         ({"max_tokens": 0}, "max_tokens", "expected a whole number"),
+        ({"max_tokens": 10**400}, "max_tokens", "expected a whole number from 1 to 100"),
+        ({"temperature": 10**400}, "temperature", "expected a number from 0 to 2"),
         ({"max_tokens": "5"}, "max_tokens", "is '5'; expected a whole number"),
         ({"temperature": -1}, "temperature", "expected a number from 0 to 2"),
         ({"temperature": float("nan")}, "temperature", "is nan; expected a number"),

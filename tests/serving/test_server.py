@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ TOKENS = 12  # of the answers
 GREEDY = Greedy(max_new_tokens=TOKENS)
 SYSTEM = {"role": "system", "content": "question :"}  # a short prompt: a small program
 START_SECONDS = 300
+NO_IMAGE = {"type": "image_url", "image_url": {"url": data_url(b"no image")}}
+TOO_LONG = ("BadRequest", "context_length_exceeded")
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,8 @@ def test_uploads_and_models(client, address):
             "context_length_exceeded",
         ),
         ({"messages": messages(0)[1:] * 40}, "BadRequest", "context_length_exceeded"),
+        # So many images are not decoded: here none of them can be.
+        ({"messages": [SYSTEM, {"role": "user", "content": [NO_IMAGE] * 40}]}, *TOO_LONG),
         ({"messages": [{"role": "user", "content": "x" * 1_100_000}]}, "", "body_too_large"),
         ({"stream": True, "messages": [SYSTEM]}, "BadRequest", None),
     ],
@@ -196,6 +201,11 @@ def test_other_paths_and_bodies(address):
             }
         broken = http.post("/v1/chat/completions", content=b"{")
         assert broken.status_code == 400 and "no JSON" in broken.json()["error"]["message"]
+        half = http.post("/v1/chat/completions", content=b'{"half \\ud800": 1}')
+        assert half.status_code == 400 and half.json()["error"]["code"] == "unknown_field"
+        for headers in ({}, {"content-type": "multipart/form-data; boundary=x"}):
+            no_form = http.post("/v1/files", content=b"abc", headers=headers)
+            assert no_form.status_code == 400 and "expected multipart/form-data" in no_form.text
         many = http.post("/v1/chat/completions", content=(b"x" * 100_000 for _ in range(30)))
         assert many.status_code == 413  # without a Content-Length
         lines = http.get("/metrics").text.splitlines()
@@ -251,6 +261,15 @@ def test_64_clients_each_get_their_own_answer(server, client, model):
     assert not any("error" in name for name in counted)
 
 
+def half_sent(address):
+    """A connection whose request has begun, and does not go on."""
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    link = socket.create_connection((host, int(port)))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    link.sendall(head + b"{")
+    return link
+
+
 def test_a_full_queue_and_a_graceful_end(export):
     """One answer runs, one waits, the third gets 429. Then SIGTERM: 503, and both are finished."""
     flags = ("--batch_size=1", "--batches=1", "--queue=1", "--max_tokens=1500")
@@ -270,6 +289,7 @@ def test_a_full_queue_and_a_graceful_end(export):
         with pytest.raises(openai.RateLimitError) as full:
             ask(client, messages(2))
         assert full.value.code == "queue_full" and int(full.value.response.headers["retry-after"])
+        silent = half_sent(address)
         running.send_signal(signal.SIGTERM)
         end = time.monotonic() + 60
         site = address.removesuffix("/v1")
@@ -283,7 +303,9 @@ def test_a_full_queue_and_a_graceful_end(export):
         assert chunks[-1].choices[0].finish_reason == "length" and len("".join(pieces)) > 1500
         assert waiting.result().usage.completion_tokens == 3
         assert "Stopped: all accepted requests are answered." in running.stdout.read()
-        assert running.wait(60) == 0
+        assert running.wait(60) == 0  # it has not waited for the client that is silent
+        assert b"503" in silent.recv(100)
+        silent.close()
 
 
 @pytest.mark.slow

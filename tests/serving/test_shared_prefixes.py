@@ -161,7 +161,7 @@ def test_health_is_ready_after_the_warm_up(base, monkeypatch):
     server, work = assembling.assembled(tiny.load(base, config=CONFIG), options)
 
     async def asked(path, **body):
-        transport = httpx.ASGITransport(server.app)
+        transport = httpx.ASGITransport(server.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
             return await (client.post(path, json=body) if body else client.get(path))
 
@@ -174,4 +174,9 @@ def test_health_is_ready_after_the_warm_up(base, monkeypatch):
     assert answer.status_code == 200, answer.text
     after = asyncio.run(asked("/health"))
     assert (after.status_code, after.json()["status"]) == (200, "ok")
+    # What nobody foresaw has the form of the API too.
+    monkeypatch.setattr(server, "_prompt", lambda *_: 1 // 0)
+    failed = asyncio.run(asked("/v1/chat/completions", model="tiny", messages=said))
+    assert failed.status_code == 500 and failed.json()["error"]["code"] == "internal_error"
+    assert "ZeroDivisionError" in failed.json()["error"]["message"]
     work.close()
