@@ -5,11 +5,10 @@ import importlib
 import json
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import idefics, mapping, published_tokenizer, reading
+from flamingo_jax.conversion import idefics, mapping, published_tokenizer
 from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core.config import from_dict
@@ -17,6 +16,7 @@ from flamingo_jax.core.paths import Path
 from flamingo_jax.data.interleave import IMAGE, attend_next, tag_of, tokenise
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flamingo_jax.training.config import TrainConfig
+from tests.conversion.described import Described, shapes_of
 
 PUBLISHED = {  # config.json of the hub, without fields that have the default of their class
     "model_type": "idefics",
@@ -40,27 +40,10 @@ SIZES = {
 ADDED = {0: "<unk>", 32_000: idefics.AROUND, 32_001: "<image>"}
 
 
-class Described(reading.InMemory):
-    """Names, shapes and dtypes of their model, without the weights."""
-
-    def __init__(self, shapes):
-        self._shapes = shapes
-
-    def names(self):
-        return self._shapes
-
-
 def their_shapes(config):
-    """The state dict of transformers' model, in bfloat16 as on the hub, without making weights."""
-    import torch
-    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+    import transformers
 
-    with torch.device("meta"):
-        model = IdeficsForVisionText2Text(IdeficsConfig(**config))
-    return {
-        name: jax.ShapeDtypeStruct(tuple(tensor.shape), ml_dtypes.bfloat16)
-        for name, tensor in model.state_dict().items()
-    }
+    return shapes_of(transformers.IdeficsForVisionText2Text, config)
 
 
 @pytest.mark.parity

@@ -4,17 +4,16 @@ import dataclasses
 import importlib
 import json
 
-import jax
-import ml_dtypes
 import numpy as np
 import pytest
 
-from flamingo_jax.conversion import mapping, mllama, reading
+from flamingo_jax.conversion import mapping, mllama
 from flamingo_jax.conversion.publishers import Inputs
 from flamingo_jax.conversion.reading import ConversionError
 from flamingo_jax.core.config import from_dict
 from flamingo_jax.core.paths import Path
 from flamingo_jax.training.config import TrainConfig
+from tests.conversion.described import Described, shapes_of
 
 # config.json of the hub, without fields that have the default of their class
 VISION = {"image_size": 560}
@@ -52,27 +51,10 @@ SIZES = {
 }
 
 
-class Described(reading.InMemory):
-    """Names, shapes and dtypes of their model, without the weights."""
-
-    def __init__(self, shapes):
-        self._shapes = shapes
-
-    def names(self):
-        return self._shapes
-
-
 def their_shapes(config):
-    """The state dict of transformers' model, in bfloat16 as on the hub, without making weights."""
-    import torch
-    from transformers import MllamaConfig, MllamaForConditionalGeneration
+    import transformers
 
-    with torch.device("meta"):
-        model = MllamaForConditionalGeneration(MllamaConfig(**config))
-    return {
-        name: jax.ShapeDtypeStruct(tuple(tensor.shape), ml_dtypes.bfloat16)
-        for name, tensor in model.state_dict().items()
-    }
+    return shapes_of(transformers.MllamaForConditionalGeneration, config)
 
 
 def as_published(shapes):
