@@ -46,3 +46,14 @@ def test_train_decides_about_an_export_of_which_the_config_is_not_known(demo, tm
         options.write_text(f"{line}\n" + ("config 1 2\n" if change == "another config" else ""))
     assert demo()[:2] == (0, STAGES)
     assert demo()[:2] == (0, [])
+
+
+def test_easy_vqa_refuses_a_run_with_other_options(launch, tmp_path):
+    """A run after one of the smoke size would go on from stages of four updates."""
+    options = ("easy_vqa.sh", f"--output={tmp_path / 'run'}", f"--data={tmp_path}")
+    status, called, said = launch(*options, "--size=smoke")
+    assert status == 0 and called, said
+    status, called, said = launch(*options)
+    assert status == 1 and not called
+    assert "holds a run with other options (size=smoke ). Remove it, or give another" in said
+    assert launch(*options, "--size=smoke")[0] == 0
