@@ -75,16 +75,8 @@ fi
 
 # The rows of a table must have the same options. Of a row that is done, the sum of the configs is
 # stored: with another one, train compares its export with what it would make.
-options="size=$size ${overrides[*]+"${overrides[*]}"}"
 config="$(cat configs/small_models.py configs/tiny.py configs/ablations/tiny.py | cksum)"
-if [ -e "$output/options" ]; then
-  stored="$(cat "$output/options")"
-  [ "$stored" = "$options" ] || die "$output holds ablations with other options ($stored)." \
-    "Remove it, or give another --output=DIRECTORY"
-fi
-if ! { mkdir -p "$output" && printf '%s\n' "$options" >"$output/options"; } 2>/dev/null; then
-  die "cannot write in $output. Is the disk full? (df -h $output)"
-fi
+keep_options "$output" ablations "size=$size ${overrides[*]+"${overrides[*]}"}"
 
 # Trains a stage of a row. $1: the row and the stage, as configs/ablations/tiny.py takes them; $2:
 # the seed; $3: the working directory; the rest: options.

@@ -86,16 +86,7 @@ evaluate() {
     --config.inference.max_new_tokens=4 "$@" || stopped $? "the evaluation of $name"
 }
 
-mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
-# The options are stored: a rerun with other options would go on from stages that are not its own.
-options="size=$size ${overrides[*]+"${overrides[*]}"}"
-if [ -e "$output/options" ]; then
-  stored="$(cat "$output/options")"
-  [ "$stored" = "$options" ] || die "$output holds a run with other options ($stored)." \
-    "Remove it, or give another --output=DIRECTORY"
-elif ! { printf '%s\n' "$options" >"$output/options"; } 2>/dev/null; then
-  die "cannot write in $output. Is the disk full? (df -h $output)"
-fi
+keep_options "$output" "a run" "size=$size ${overrides[*]+"${overrides[*]}"}"
 if [ -z "$data" ]; then
   data="$output/package/easy_vqa/data"
   if [ ! -e "$data/test/questions.json" ]; then

@@ -91,7 +91,8 @@ stage() {
     || stopped $? "the stage $name"
 }
 
-mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
+keep_options "$output" "a run" \
+  "size=$size third=$third seed=$seed ${overrides[*]+"${overrides[*]}"}"
 if [ -z "$packages" ]; then
   packages="$output/packages/node_modules"
   for source in "${sources[@]}"; do

@@ -1,4 +1,4 @@
-"""launch/demo.sh: when a stage with an export is skipped, and when train decides.
+"""launch/demo.sh, easy_vqa.sh and emoji.sh: what is skipped, what train decides, what is refused.
 
 The programs are a stub that writes down its command. tests/e2e/test_demo.py runs the real ones.
 """
@@ -48,12 +48,18 @@ def test_train_decides_about_an_export_of_which_the_config_is_not_known(demo, tm
     assert demo()[:2] == (0, [])
 
 
-def test_easy_vqa_refuses_a_run_with_other_options(launch, tmp_path):
+@pytest.mark.parametrize("script", ["easy_vqa.sh", "emoji.sh"])
+def test_a_run_with_other_options_is_refused(launch, tmp_path, script):
     """A run after one of the smoke size would go on from stages of four updates."""
-    options = ("easy_vqa.sh", f"--output={tmp_path / 'run'}", f"--data={tmp_path}")
+    packages = tmp_path / "packages"
+    for name in ("emoji-datasource-google", "emoji-datasource-twitter"):
+        (packages / name).mkdir(parents=True)
+    place = f"--packages={packages}" if script == "emoji.sh" else f"--data={tmp_path}"
+    options = (script, f"--output={tmp_path / 'run'}", place)
     status, called, said = launch(*options, "--size=smoke")
     assert status == 0 and called, said
     status, called, said = launch(*options)
     assert status == 1 and not called
-    assert "holds a run with other options (size=smoke ). Remove it, or give another" in said
+    assert "holds a run with other options (size=smoke " in said
+    assert "Remove it, or give another --output" in said
     assert launch(*options, "--size=smoke")[0] == 0
