@@ -119,9 +119,11 @@ def _conversation(
         detail = f"{id}: no object with instruction, answer, image_ids and rel_ins_ids"
         yield Reject("not_mimic_it", detail, broken=True)
         return
-    chosen = []
+    chosen: list[str] = []
     for other in data[id]["rel_ins_ids"][:related]:
-        if _is_instruction(data.get(other)):
+        if other == id or other in chosen:  # its own answer would stand before it
+            yield Reject("repeated_related", f"{id}: {other}", unit="image")
+        elif _is_instruction(data.get(other)):
             chosen.append(other)
         else:
             yield Reject("missing_related", f"{id}: {other!r:.100}", unit="image")

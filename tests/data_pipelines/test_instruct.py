@@ -147,7 +147,12 @@ INSTRUCTIONS = {
     "LA_INS_2": ("What is it?", "A wug.", ["LA_IMG_2"], []),
     "LA_INS_3": ("Is it red?", "Yes.", ["LA_IMG_2"], []),
     "LA_INS_4": ("And this?", "No.", ["LA_IMG_7"], []),
-    "LA_INS_5": ("What happens?", "It moves.", [f"LA_IMG_{n % 2 + 1}" for n in range(8)], []),
+    "LA_INS_5": (
+        "What happens?",
+        "It moves.",
+        [f"LA_IMG_{n % 2 + 1}" for n in range(8)],
+        ["LA_INS_5"],
+    ),
     "LA_INS_6": ("Which?", "Both.", ["LA_IMG_3"], []),
 }
 
@@ -189,6 +194,7 @@ def test_related_instructions_come_first(mimic):
     assert reasons(items) == {
         "found": 4,  # 1, 2, 3 and 5
         "missing_related": 1,  # LA_INS_9
+        "repeated_related": 1,  # LA_INS_5 before itself
         "missing_image": 1,  # LA_IMG_7
         "between_taken": 6,  # of the eight images of LA_INS_5
         "not_an_image": 1,  # LA_IMG_3

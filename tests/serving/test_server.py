@@ -190,7 +190,8 @@ def test_what_cannot_be_is_one_clear_error(client, settings, error, code):
     assert raised.value.status_code == {"NotFound": 404, "": 413}.get(error, 400)
 
 
-def test_other_paths_and_bodies(address):
+def test_other_paths_and_bodies(client, address):
+    assert ask(client, messages(0)).choices
     site = address.removesuffix("/v1")
     with httpx.Client(base_url=site, timeout=60) as http:
         for path, status in (("/v1/embeddings", 404), ("/health", 200), ("/v1/models/x", 404)):
