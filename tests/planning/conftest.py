@@ -1,5 +1,7 @@
 """Small slices to compile for; libtpu compiles without a TPU."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -53,3 +55,22 @@ def small_slice():
 def cube():
     """v4:4x4x4: 64 chips, all rings; the mesh is (1, 4, 16)."""
     return Slice("v4:4x4x4")
+
+
+@pytest.fixture
+def plan_program(run_program, tmp_path):
+    """Runs flamingo_jax.plan as a program, whose memory is free at its end; returns its JSON.
+
+    The plan of the whole 80B takes more than 11 GiB.
+    """
+
+    def plan(name, topology, *flags):
+        file = tmp_path / "plan.json"
+        run_program(
+            *("-m", "flamingo_jax.plan", f"--config=configs/{name}.py", f"--topology={topology}"),
+            *(f"--json={file}", *flags),
+            timeout=3600,
+        )
+        return json.loads(file.read_text())
+
+    return plan

@@ -69,10 +69,8 @@ def test_rows_of_a_merged_batch_are_compared_with_all_others():
 
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
-def test_the_papers_run_fits_its_512_chips():
-    data = summary.to_json(
-        planner.make_plan(from_dict(TrainConfig, contrastive_f6.get_config()), "v4:8x8x8")
-    )
+def test_the_papers_run_fits_its_512_chips(plan_program):
+    data = plan_program("contrastive_f6", "v4:8x8x8")
     assert data["fits"] and data["hbm_bytes"]["total"] < 32 * GIB
     assert data["chips"] == 512
     assert data["parameters"]["contrastive/vision"] == pytest.approx(435.3e6, rel=1e-3)

@@ -4,40 +4,30 @@ The times are estimates of the compiler and of the rules in `flamingo_jax.planni
 numbers in planning/README.md are from the same plans.
 """
 
-import importlib
-
 import pytest
 
-from flamingo_jax.core.config import from_dict
-from flamingo_jax.planning import planner, summary
-from flamingo_jax.training.config import TrainConfig
-
 GIB = 2**30
-
-
-def planned(name, topology, *, one_block_encoder=False, **options):
-    described = importlib.import_module(f"configs.{name}").get_config()
-    if one_block_encoder:  # the encoder takes most of the compiler's time
-        described.model.vision.update(widths=(256,), depths=(1,), strides=(1,))
-        described.data.image_size = 64
-    return summary.to_json(
-        planner.make_plan(from_dict(TrainConfig, described), topology, **options)
-    )
+# The encoder takes most of the compiler's time.
+ONE_BLOCK = (
+    "--config.model.vision.widths=(256,)",
+    "--config.model.vision.depths=(1,)",
+    "--config.model.vision.strides=(1,)",
+    "--config.data.image_size=64",
+)
 
 
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(
     ("encoder", "parameters"),
-    [("one_block", 2.78e9), pytest.param("whole", 3.2e9, marks=pytest.mark.slow)],
+    [(ONE_BLOCK, 2.78e9), pytest.param((), 3.2e9, marks=pytest.mark.slow)],
+    ids=["one_block", "whole"],
 )
-def test_the_3b_fits_64_chips_without_model_sharding(encoder, parameters):
+def test_the_3b_fits_64_chips_without_model_sharding(plan_program, encoder, parameters):
     """Table 4: 3B and 9B are not sharded over chips.
 
     Only one dataset of four is planned: each takes as long to compile as the others.
     """
-    data = planned(
-        "flamingo_3b", "v4:4x4x4", one_block_encoder=encoder == "one_block", datasets=["align"]
-    )
+    data = plan_program("flamingo_3b", "v4:4x4x4", "--datasets=align", *encoder)
     assert data["fits"] and data["mesh"] == {"replica": 1, "data": 64, "model": 1}
     # With the whole encoder: Table 5.
     assert data["parameters"]["total"] == pytest.approx(parameters, rel=0.01)
@@ -48,8 +38,8 @@ def test_the_3b_fits_64_chips_without_model_sharding(encoder, parameters):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_one_dataset_of_the_80b_fits_the_papers_1536_chips():
-    data = planned("flamingo_80b", "v4:8x12x16", datasets=["align"])
+def test_one_dataset_of_the_80b_fits_the_papers_1536_chips(plan_program):
+    data = plan_program("flamingo_80b", "v4:8x12x16", "--datasets=align")
     assert data["fits"] and data["hbm_bytes"]["total"] < 24 * GIB
     assert data["mesh"] == {"replica": 3, "data": 32, "model": 16}  # 16-way Megatron (paper, B.1.2)
     assert data["parameters"]["total"] == pytest.approx(80e9, rel=0.01)
@@ -67,13 +57,13 @@ def test_one_dataset_of_the_80b_fits_the_papers_1536_chips():
 
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
-def test_the_whole_80b_step_fits_and_gets_no_slower():
+def test_the_whole_80b_step_fits_and_gets_no_slower(plan_program):
     """At most 24 GiB per chip.
 
     The MFU should be 0.38 or more. It is 0.365, so the bound only says that it gets no worse: 16
     chips sum activations for 0.55 s of 2.76.
     """
-    data = planned("flamingo_80b", "v4:8x12x16")
+    data = plan_program("flamingo_80b", "v4:8x12x16")
     assert data["fits"] and data["hbm_bytes"]["total"] <= 24 * GIB
     assert data["mfu"] >= 0.36
     assert data["days"] < 16.5  # 15.9; the paper's run took 15 (B.1.2)
