@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from typing import Any
 
 from data_pipelines.page import Reject
 from flamingo_jax.core.paths import regular
+
+_NO_TEXT = re.compile(rb"\s{0,40}:\s{0,40}(null|true|false|-?[0-9][0-9.eE+-]{0,40})\s{0,40}[,}]")
 
 
 class JsonTexts:
@@ -50,21 +53,28 @@ class JsonTexts:
             ValueError: it is no text of JSON.
         """
         start, stop = self._places[name]
-        return json.loads(self._data[start:stop])
+        found = self._data[start:stop]
+        text = json.loads(found)
+        if not isinstance(text, str):
+            raise ValueError(f"it is {found.decode()}")
+        return text
 
     def _find(self) -> None:
         data, at = self._data, 0
         while (quote := data.find(b'"', at)) >= 0:
             end = data.find(b'"', quote + 1)
+            name = data[quote + 1 : end].decode("utf-8", "replace") if end >= 0 else ""
+            if end >= 0 and (other := _NO_TEXT.match(data, end + 1)):
+                self._places[name], at = other.span(1), other.end(1)
+                continue
             start = data.find(b'"', end + 1) if end >= 0 else -1
             stop = data.find(b'"', start + 1) if start >= 0 else -1
-            name = data[quote + 1 : end] if end >= 0 else b""
             # Names and base64 have no quotes and no escapes of quotes.
             if stop < 0 or data[end + 1 : min(start, end + 40)].strip() != b":":
                 detail = f"{self.path}: after {len(self)} texts, at byte {quote}"
                 self.problem = Reject("truncated_file", detail, broken=True)
                 return
-            self._places[name.decode("utf-8", "replace")] = (start, stop + 1)
+            self._places[name] = (start, stop + 1)
             at = stop + 1
         if not data[at : at + 100].strip().startswith(b"}"):
             detail = f"{self.path}: it ends after {len(self)} texts, without a }}"

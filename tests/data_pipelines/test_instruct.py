@@ -217,6 +217,20 @@ def test_a_file_of_images_that_is_cut_off_is_counted(mimic):
     assert found["truncated_file"] == 1 and found["missing_image"] >= 3
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_an_image_that_is_no_text_hides_no_other(mimic, place):
+    request, folder = mimic
+    whole = reasons(items_of(request, folder))
+    images = json.loads((folder / "LA.json").read_text())
+    pairs = [*images.items()]
+    pairs.insert(0 if place == "first" else len(pairs), ("LA_IMG_7", None))
+    (folder / "LA.json").write_text(json.dumps(dict(pairs), indent=1))
+    mimic_it._texts.cache_clear()
+    found = reasons(items_of(request, folder))
+    assert found.pop("not_an_image") == 2 and "missing_image" not in found
+    assert found == {k: n for k, n in whole.items() if k not in ("not_an_image", "missing_image")}
+
+
 @pytest.mark.parametrize("value", [[], {}, {"data": []}])
 def test_another_file_is_no_mimic_it(mimic, value):
     request, folder = mimic
