@@ -134,7 +134,7 @@ def episodes_of(task: Task, shots: int) -> Sequence[Episode]:
         TaskError: the task cannot make them.
     """
     try:
-        episodes = task.episodes(shots)
+        episodes = list(task.episodes(shots))
     except ValueError as error:
         raise TaskError(str(error)) from error
     if not episodes:
