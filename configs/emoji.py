@@ -17,9 +17,8 @@ from the packages to the report. By hand, with INPUT the folder node_modules:
         for `emoji_bind5` at 16 shots.
     MEASURED
         Seed 1, n = 1,000, ranking (30 November 2026, 2 CPU cores under other load): `emoji_bind2`
-        0.85, 0.89, 0.90 at 2, 4, 8 shots, `emoji_bind5` 0.58, 0.70, 0.72 at 4, 8, 16, their
-        controls at chance. `emoji_name` 0.08, which is too little. launch/README.md has all
-        numbers.
+        0.83, 0.91, 0.91 at 2, 8, 16 shots, `emoji_bind5` 0.39, 0.68, 0.71. `emoji_name` 0.14,
+        which is too little. launch/README.md says why.
 
 `gpu` is a larger model with more data, for ten minutes of one GPU; its stages are `gpu,contrastive`
 and so on, and `gpu` alone is the flamingo stage:
