@@ -4,58 +4,24 @@ The programs are a stub that writes down its command. tests/e2e/test_ablations_f
 ones.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from configs.ablations import tiny
-from tests.conftest import ROOT
-
-# An interpreter that runs programs of standard input, makes an export where train would, and fails
-# with the status $STATUS where $FAILS is in its arguments.
-PYTHON = f"""#!/usr/bin/env bash
-if [ "$1" = - ]; then exec {sys.executable} -I -S "$@"; fi
-for word in "$@"; do
-  case "$word" in
-    --workdir=*)
-      echo "$*" >>"$COMMANDS"
-      case "$*" in *"${{FAILS:-nothing}}"*) exit "$STATUS" ;; esac
-      mkdir -p "${{word#*=}}/export"
-      ;;
-  esac
-done
-"""
 
 
 @pytest.fixture
-def ablations(tmp_path):
+def ablations(launch, tmp_path):
     """Runs the script; returns its status, (row, seed) of each training, and what it said."""
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    commands = tmp_path / "commands"
-    variables = {**os.environ, "FLAMINGO_VENV": str(tmp_path / "venv"), "COMMANDS": str(commands)}
 
     def run(*options, **more):
-        commands.write_text("")
-        done = subprocess.run(
-            [ROOT / "launch" / "ablations.sh", f"--output={tmp_path / 'runs'}", *options],
-            env={**variables, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        words = [line.split() for line in commands.read_text().splitlines()]
+        output = f"--output={tmp_path / 'runs'}"
+        status, commands, said = launch("ablations.sh", output, *options, **more)
         called = [
             (line[2].partition(":")[2], int(line[4].partition("=")[2]), line)
-            for line in words
+            for line in map(str.split, commands)
             if "configs/ablations/" in line[2]
         ]
-        return done.returncode, called, done.stderr
+        return status, called, said
 
     return run
 
