@@ -14,6 +14,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -169,6 +171,20 @@ def few_programs() -> Iterator[None]:
     if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def clock_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`clock_of(module, sleep=...)` gives one module other functions of `time`.
+
+    A patch of `time.sleep` itself would reach all threads of the process: those that an earlier
+    test left behind, and those of libraries.
+    """
+
+    def give(module: types.ModuleType, **functions: Callable[..., object]) -> None:
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(**vars(time) | functions))
+
+    return give
 
 
 @pytest.fixture

@@ -109,6 +109,15 @@ def json_with_nan(module: ast.Module) -> Iterator[str]:
                 yield f"{ast.unparse(node.func)}() in line {node.lineno}"
 
 
+def patched_clocks(module: ast.Module) -> Iterator[str]:
+    """Yields the patches of a function of `time`: all threads would have it."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("patch.setattr"):
+            patched = ast.unparse(node.args[0]).strip("'")
+            if patched.split(".")[-1] == "time" or patched.startswith("time."):
+                yield f"{ast.unparse(node)} in line {node.lineno}"
+
+
 def in_all_files(
     lint: Callable[[ast.Module], Iterator[str]], *, but: str | None = None
 ) -> list[str]:
@@ -155,6 +164,17 @@ def test_json_is_written_without_nan():
     found = in_all_files(json_with_nan)
     message = "pass allow_nan=False, and check numbers where they come from (core/finite.py):\n"
     assert not found, message + "\n".join(found)
+
+
+def test_no_test_changes_the_clock_of_other_threads():
+    """tests/checkpoint/test_manifest.py means all of them: a clock jumps during a save."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "test_manifest.py"]
+    found = [
+        f"{path.relative_to(ROOT)}: {place}"
+        for path in paths
+        for place in patched_clocks(ast.parse(path.read_text()))
+    ]
+    assert not found, "take the fixture clock_of:\n" + "\n".join(found)
 
 
 def test_weights_are_born_through_param():
@@ -204,6 +224,8 @@ def test_checks_see_what_they_forbid():
         "json.dumps(1)\njson.dump(1, file, allow_nan=True)\njson.dumps(1, allow_nan=False)"
     )
     assert list(json_with_nan(dumps)) == ["json.dumps() in line 1", "json.dump() in line 2"]
+    clocks = "monkeypatch.setattr(loop.time, 'sleep', f)\npatch.setattr('time.time', f)"
+    assert len(list(patched_clocks(ast.parse(clocks)))) == 2
     good = ast.parse('"""Doc."""\nPath("x").open()\nparam("w")')
     assert not list(local_file_access(good))
     assert not list(without_docstring(good))

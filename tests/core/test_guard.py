@@ -93,7 +93,7 @@ def test_nobody_passes_a_point_while_the_processes_agree():
     assert passed == [True] and second.should_end()
 
 
-def test_a_process_that_is_killed_before_it_agrees_is_missed(monkeypatch, capsys):
+def test_a_process_that_is_killed_before_it_agrees_is_missed(clock_of, capsys):
     """A second signal may come at any moment, and SIGKILL too."""
     first, second = pair()
     first.should_end()
@@ -104,7 +104,7 @@ def test_a_process_that_is_killed_before_it_agrees_is_missed(monkeypatch, capsys
         next(turns)
         first._clock.seconds += 1
 
-    monkeypatch.setattr(guard.time, "sleep", sleep)
+    clock_of(guard, sleep=sleep)
     with pytest.raises(Exited) as ended:
         first._agree(Asked(1, "host1", "SIGTERM"))
     assert ended.value.status == exit_status.STUCK

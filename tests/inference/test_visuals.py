@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from etils import epath
 
+from flamingo_jax.inference import identity as identities
 from flamingo_jax.inference.identity import identity
 from flamingo_jax.inference.visuals import (
     Deferred,
@@ -167,11 +168,11 @@ def test_a_file_that_changed_is_another(tmp_path, monkeypatch, visual):
     assert identity(visual) in found
 
 
-def test_an_old_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+def test_an_old_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch, clock_of):
     file = tmp_path / "film.mp4"
     file.write_bytes(b"1234")
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    clock_of(identities, time=lambda: now + 3600)
     reads = []
     path_open = epath.Path.open if hasattr(epath.Path, "open") else None
     assert path_open

@@ -204,10 +204,10 @@ def test_a_resumed_run_measures_what_is_not_logged_and_nothing_twice(run, logged
     assert len(calls) == measured + 1  # what was logged is of the first step alone
 
 
-def test_no_compilation_counts_in_the_time_of_updates(run, monkeypatch):
+def test_no_compilation_counts_in_the_time_of_updates(run, clock_of):
     """With round_robin, batches of each dataset compile. By a clock that only the step moves."""
     clock = [0.0]
-    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
+    clock_of(meter, perf_counter=lambda: clock[0])
     seen = set()
 
     def step(state, batch, rng):

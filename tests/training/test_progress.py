@@ -29,9 +29,9 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "tiny step 8: until/nll 0.5" in capsys.readouterr().out
 
 
-def test_a_log_file_gets_whole_lines_at_first_at_last_and_now_and_then(monkeypatch, capsys):
+def test_a_log_file_gets_whole_lines_at_first_at_last_and_now_and_then(clock_of, capsys):
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    clock_of(progress, monotonic=lambda: now)
     shown = Progress(steps=10, restored_step=0, title="tiny")
     for step in range(1, 11):
         shown.write(step, numbers(step / 4))

@@ -42,9 +42,9 @@ def test_a_later_start_takes_over_and_the_earlier_run_ends_in_one_line(workdir):
     assert "ends without saving" in line
 
 
-def test_a_start_without_a_lock_waits_until_the_run_before_has_checked(workdir, monkeypatch):
+def test_a_start_without_a_lock_waits_until_the_run_before_has_checked(workdir, clock_of):
     waits = []
-    monkeypatch.setattr(run_id.time, "sleep", waits.append)
+    clock_of(run_id, sleep=waits.append)
     run_id.claim(workdir, RECORD, locked=False)
     assert not waits  # there was no run before
     run_id.claim(workdir, RECORD, locked=True)
@@ -75,8 +75,8 @@ def test_a_file_that_is_damaged_or_gone_ends_no_run(workdir, content):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_file_is_named_at_once(workdir, monkeypatch, make):
-    monkeypatch.setattr(run_id.time, "sleep", lambda seconds: pytest.fail("tried again"))
+def test_what_is_no_file_is_named_at_once(workdir, clock_of, make):
+    clock_of(run_id, sleep=lambda seconds: pytest.fail("tried again"))
     make(workdir / "run.json")
     with pytest.raises(paths.PathError, match=r"^Cannot read .*run\.json: it is a .*, expected"):
         run_id.claim(workdir, RECORD, locked=True)

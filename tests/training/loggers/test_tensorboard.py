@@ -68,10 +68,10 @@ def test_there_is_a_curve_for_each_layer_and_odd_numbers_are_kept(tmp_path):
     assert files.num_unsafe == 0
 
 
-def test_points_survive_a_clock_that_is_an_hour_behind(tmp_path, monkeypatch):
+def test_points_survive_a_clock_that_is_an_hour_behind(tmp_path, clock_of):
     """The second attempt begins an hour earlier by its clock, and goes on from step 4."""
     clock = 1_800_000_000.0
-    monkeypatch.setattr(tensorboard.time, "time", lambda: clock)
+    clock_of(tensorboard, time=lambda: clock)
     write(tmp_path, range(1, 7))
     clock -= 3600
     write(tmp_path, range(5, 9), restored_step=4, value=2.0)
@@ -156,10 +156,10 @@ def test_after_an_error_a_new_file_has_all_that_is_missing(bucket, fault):
     assert shown(bucket.files)["loss"] == {step: float(step) for step in range(1, 5)}
 
 
-def test_an_event_file_is_not_uploaded_whole_at_each_report(bucket, monkeypatch):
+def test_an_event_file_is_not_uploaded_whole_at_each_report(bucket, monkeypatch, clock_of):
     """2,000 reports of 30 numbers, a minute apart, a checkpoint after each 20."""
     now = 0.0
-    monkeypatch.setattr(tensorboard.time, "monotonic", lambda: now)
+    clock_of(tensorboard, monotonic=lambda: now)
     monkeypatch.setattr(tensorboard, "PART_BYTES", 16 << 10)
     files = EventFiles(Path("gs://bucket/run"), 0)
     for step in range(1, 401):
