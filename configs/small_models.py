@@ -80,8 +80,7 @@ def train_config(
         stage: decides the objective.
         model, steps, datasets, optimizer, towers, initial, unfrozen, until: as in TrainConfig.
         tokenizer, image_size, augment: as in DataConfig. Images are not changed by default: the
-            texts of the tiny world are about colours, and about left and right, and pictures of
-            emoji are composed with shifts, scales and rotations.
+            texts of the tiny world and of easy-VQA are about colours, and about left and right.
         benchmarks: {name: directory} for evaluation during training, which is off by default. To
             use it: --config.evaluate.every=100 --config.evaluate.tasks="('format',)", in the
             contrastive stage ('world_retrieval',).

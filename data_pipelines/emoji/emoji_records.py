@@ -70,8 +70,8 @@ class EmojiSize:
         of its own, from 8 on.
     """
 
-    compositions: int = 4
-    pairs: int = 16384
+    compositions: int = 16
+    pairs: int = 49152
     pages: int = 24576
     documents: int = 49152
     held_back: int = 256
@@ -89,7 +89,7 @@ SIZES = {
         unseen_compositions=2,
     ),
     # For configs/emoji.py:gpu: 16 examples and a query on a page, and as many tokens in a row.
-    "gpu": EmojiSize(compositions=16, pairs=49152, documents=131072, words=158, pictures=17),
+    "gpu": EmojiSize(documents=131072, words=158, pictures=17),
 }  # fmt: skip
 
 
