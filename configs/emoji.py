@@ -92,9 +92,9 @@ GPU = {
 }
 IMAGE_SIZE = 48  # of `gpu`
 
-# Half of the pictures are flipped, and the colours of all are changed: a name must be found for the
-# drawing of another vendor, with other colours. A flip makes a left arrow a right one; few names say
-# left or right.
+# Half of the pictures are flipped, and the colours of all are changed: a name must be found for
+# the drawing of another vendor, with other colours. A flip makes a left arrow a right one, but few
+# names say left or right.
 AUGMENT = AugmentConfig(flip=0.5, brightness=0.1, contrast=0.3, saturation=0.3, hue=0.03)
 
 _config = functools.partial(
@@ -191,8 +191,8 @@ def _flamingo(model: ModelConfig) -> TrainConfig:
         model=model,
         steps=2_400,
         datasets={"pages": pages, "pairs": pairs},
-        # Both gates start at 0. In a short warm-up the weights behind them move at full speed before
-        # the gates open, and then the gates hardly open at all.
+        # Gates start at 0. After a short warm-up the weights behind them move at full speed before
+        # the gates open, and then these hardly open at all.
         optimizer=small_models.adam(learning_rate=2.5e-3, warmup_steps=400),
         augment=AUGMENT,
         towers=TowersConfig(lm=f"{RUN}/language_model/export", vision=f"{RUN}/contrastive/export"),
