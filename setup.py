@@ -47,7 +47,8 @@ EXTRAS = {
     # A Cloud TPU slice: libtpu, in the version that this jax wants, and paths on gs://. Also what
     # `plan` needs to compile for a TPU without having one.
     "tpu": ["gcsfs>=2025.2", "jax[tpu]>=0.10.2"],
-    # Data collection on Apache Beam. The synthetic world and its tokenizer do without.
+    # Data collection on Apache Beam, and the SVG files of OpenMoji. The synthetic world and its
+    # tokenizer do without.
     "pipelines": [
         "apache-beam>=2.77",
         "faiss-cpu>=1.12",
@@ -56,6 +57,7 @@ EXTRAS = {
         "ImageHash>=4.3.2",
         "py3langid>=0.3",
         "pyarrow>=18.0",
+        "resvg-py>=0.2",
         "selectolax>=0.4",
         "zstandard>=0.23",
     ],
@@ -81,8 +83,6 @@ EXTRAS = {
     # Further logs of a run: config.hooks.loggers.
     "wandb": ["wandb>=0.19"],
     "clearml": ["clearml>=1.16"],
-    # The drawings of OpenMoji, SVG files, in --pipeline=emoji.
-    "emoji": ["resvg-py>=0.2"],
     # launch/notebooks.
     "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     # Linters, type checker and the test-suite.

@@ -56,7 +56,7 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(("gcsfs", "libtpu"), "tpu"),
     **dict.fromkeys(("apache_beam", "faiss", "google_crc32c", "imagehash"), "pipelines"),
     **dict.fromkeys(("py3langid", "pyarrow", "scipy", "selectolax"), "pipelines"),
-    "zstandard": "pipelines",
+    **dict.fromkeys(("resvg_py", "zstandard"), "pipelines"),
     **{name: name for name in ("wandb", "clearml")},
     **dict.fromkeys(("gradio", "gradio_client"), "playground"),
     **dict.fromkeys(("nltk", "pycocoevalcap"), "evaluation"),

@@ -78,7 +78,7 @@ EDGES = {
 INSIDE_FUNCTIONS_ONLY = (
     *("torch", "safetensors", "transformers"),  # the extra conversion
     *("apache_beam", "faiss", "google_crc32c", "idna", "imagehash", "py3langid"),  # pipelines
-    *("pyarrow", "scipy", "selectolax", "zstandard"),
+    *("pyarrow", "resvg_py", "scipy", "selectolax", "zstandard"),
     *("wandb", "clearml"),
     *("gradio", "fastapi", "uvicorn"),  # playground
 )

@@ -88,6 +88,6 @@ def _rasteriser() -> Callable[[str], bytes]:
     except ImportError as error:
         raise EmojiError(
             "the drawings of openmoji are SVG files, which need the package resvg-py: pip install "
-            "'flamingo_jax[emoji]', or leave openmoji out of --input"
+            "'flamingo_jax[pipelines]', or leave openmoji out of --input"
         ) from error
     return lambda text: bytes(resvg_py.svg_to_bytes(svg_string=text, width=SIZE, height=SIZE))

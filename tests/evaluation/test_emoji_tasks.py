@@ -188,7 +188,6 @@ def test_third_style_is_named_if_it_is_missing(directory):
 
 
 def test_the_third_style_is_that_of_the_query(tmp_path):
-    pytest.importorskip("resvg_py")
     input_ = packages.write(tmp_path / "in", third=True)
     emoji_records.build(
         emoji_records.EmojiRequest(str(input_), size="smoke"), epath.Path(tmp_path / "out")

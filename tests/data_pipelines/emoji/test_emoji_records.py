@@ -29,7 +29,6 @@ def request_(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(request_, tmp_path_factory):
     output = epath.Path(tmp_path_factory.mktemp("records"))
-    pytest.importorskip("resvg_py")
     counts = emoji_records.build(request_, output)
     return output, counts
 
