@@ -93,8 +93,8 @@ GPU = {
 IMAGE_SIZE = 48  # of `gpu`
 
 # Half of the pictures are flipped, and the colours of all are changed: a name must be found for
-# the drawing of another vendor, with other colours. A flip makes a left arrow a right one; 41 of the
-# 1,634 names say left or right.
+# the drawing of another vendor, with other colours. A flip makes a left arrow a right one; 41 of
+# the 1,634 names say left or right.
 AUGMENT = AugmentConfig(flip=0.5, brightness=0.1, contrast=0.3, saturation=0.3, hue=0.03)
 
 _config = functools.partial(
