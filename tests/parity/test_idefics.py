@@ -21,8 +21,8 @@ from flamingo_jax.conversion.reading import InMemory
 from flamingo_jax.data.interleave import IMAGE, tokenise
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api
-from flamingo_jax.models.cache import Media
 from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from tests.parity import cached_logits
 
 pytestmark = pytest.mark.parity
 
@@ -205,33 +205,10 @@ def our_logits(
     Or (but for the prefix) of one token after the other from the cache.
     """
     model, params = ours(variant, unseen)
-    batch, count = frames.shape[:2]
-    slot = jnp.arange(batch * count, dtype=jnp.int32).reshape(batch, count)
-
-    @jax.jit
-    def run(params, tokens, phi, frames):
-        pool = model.encode(params, frames, jnp.ones(frames.shape[:2], bool))
-        cache = model.empty_cache(batch, tokens.shape[1], jnp.float32, params)
-        positions = jnp.broadcast_to(
-            jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape
-        )
-        first = slice(0, prefix or tokens.shape[1])
-        logits, cache = model.extend(
-            params, cache, tokens[:, first], positions[:, first], phi[:, first], Media(pool, slot)
-        )
-        if first.stop == tokens.shape[1]:
-            return logits
-
-        def one(cache, now):
-            out, cache = model.extend(params, cache, *(x[:, None] for x in now))
-            return cache, out[:, 0]
-
-        rest = tuple(x[:, first.stop :].T for x in (tokens, positions, phi))
-        _, later = jax.lax.scan(one, cache, rest)
-        return jnp.concatenate([logits, later.swapaxes(0, 1)], axis=1)
-
+    run = cached_logits.program(model, *frames.shape[:2], prefix=prefix)
     flat = frames.reshape(-1, 1, *frames.shape[2:])
-    return np.asarray(run(params, *map(jnp.asarray, (tokens, phi, flat))))
+    mask = np.ones(flat.shape[:2], bool)
+    return np.asarray(run(params, *map(jnp.asarray, (tokens, phi, flat, mask))))
 
 
 def assert_same(got: np.ndarray, expected: np.ndarray) -> None:

@@ -21,8 +21,8 @@ from flamingo_jax.conversion.mapping import load_params
 from flamingo_jax.conversion.reading import InMemory
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api
-from flamingo_jax.models.cache import Media
 from flamingo_jax.models.media_context import first_images
+from tests.parity import cached_logits
 
 pytestmark = pytest.mark.parity
 
@@ -199,36 +199,7 @@ def their_logits(tokens: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def program(prefix: int):
-    """Logits of whole sequences, as a prompt is read.
-
-    Or (but for the prefix) of one token after the other from the cache.
-    """
-    model, _ = ours()
-    slot = jnp.arange(9, dtype=jnp.int32).reshape(3, 3)
-
-    @jax.jit
-    def run(params, tokens, phi, frames, mask):
-        pool = model.encode(params, frames, mask)
-        cache = model.empty_cache(3, tokens.shape[1], jnp.float32, params)
-        positions = jnp.broadcast_to(
-            jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape
-        )
-        first = slice(0, prefix or tokens.shape[1])
-        logits, cache = model.extend(
-            params, cache, tokens[:, first], positions[:, first], phi[:, first], Media(pool, slot)
-        )
-        if first.stop == tokens.shape[1]:
-            return logits
-
-        def one(cache, now):
-            out, cache = model.extend(params, cache, *(x[:, None] for x in now))
-            return cache, out[:, 0]
-
-        rest = tuple(x[:, first.stop :].T for x in (tokens, positions, phi))
-        _, later = jax.lax.scan(one, cache, rest)
-        return jnp.concatenate([logits, later.swapaxes(0, 1)], axis=1)
-
-    return run
+    return cached_logits.program(ours()[0], 3, 3, prefix=prefix)
 
 
 def our_logits(tokens: np.ndarray, phi: np.ndarray, *, prefix: int = 0) -> np.ndarray:
