@@ -100,8 +100,8 @@ def join(
         toxicity: MODULE:FUNCTION that scores texts, for CAPTIONS.
 
     Raises:
-        ConfigError: there is no such report, none of the runs has results, or `groups` or
-            `toxicity` cannot be used.
+        ConfigError: there is no such report, a run is given twice, none of the runs has results,
+            or `groups` or `toxicity` cannot be used.
         PathError: a file cannot be read, or the directory cannot be written.
         MissingResourceError: something that CIDEr needs is not installed.
     """
@@ -118,6 +118,9 @@ def join(
             f"--report={','.join([name, *runs])}: {empty[0]!r} is no directory; expected "
             "NAME,RUN,RUN, where RUN is DIR or ROW=DIR."
         )
+    given = [word.rstrip("/") for word in runs]
+    if twice := [word for word in given if given.count(word) > 1]:
+        raise ConfigError(f"--report={name}: {twice[0]} is given {given.count(twice[0])} times.")
     pictures: Pictures = {}
     if key == CAPTIONS:
         tables = caption_tables(runs, groups, toxicity)

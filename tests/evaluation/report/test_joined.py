@@ -271,6 +271,7 @@ def test_figure_6_draws_the_gates_of_each_run(tmp_path):
         ("TABLE3", ["nowhere"], "nowhere: there is no results.json and no metrics.jsonl"),
         ("TABLE3", ["a", ""], "--report=TABLE3,a,: '' is no directory; expected NAME,RUN,RUN"),
         ("FIGURE6", ["base="], "'base=' is no directory"),
+        ("SIZES", ["small=a", "base=b", "small=a/"], "--report=SIZES: small=a is given 2 times."),
     ],
 )
 def test_a_report_that_cannot_be_made_is_one_line(name, runs, message):
