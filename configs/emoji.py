@@ -87,7 +87,7 @@ GPU = {
         "data.datasets.pages.max_images": 17,
         "data.datasets.pairs.batch_size": 128,
         "optimizer.learning_rate": 1e-3,
-        "optimizer.warmup_steps": 100,
+        "optimizer.warmup_steps": 400,
     },
 }
 IMAGE_SIZE = 48  # of `gpu`
