@@ -61,6 +61,8 @@ done
 for seed in "${seeds[@]}"; do
   [[ "$seed" =~ ^[0-9]+$ ]] || die "--seeds has ${seed:-an empty one}; expected numbers, as in 1,2"
 done
+each_once --seeds "${seeds[@]}"
+each_once --rows "${rows[@]}"
 
 # The paper evaluates with 4 examples.
 tasks=format,bind2,bind4,format_held_out,bind2_held_out,format_shuffled,bind2_shuffled

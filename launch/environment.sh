@@ -48,6 +48,16 @@ keep_options() {
   fi
 }
 
+# Ends the script if an option has a word twice. $1: the option; the rest: its words.
+each_once() {
+  local option="$1" word seen=" "
+  shift
+  for word in "$@"; do
+    [[ "$seen" != *" $word "* ]] || die "$option has $word twice"
+    seen="$seen$word "
+  done
+}
+
 # Prints the first interpreter that is at least 3.11.
 find_python() {
   local candidate candidates=(python3.11 python3.12 python3.13 python3 python)

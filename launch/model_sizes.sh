@@ -59,6 +59,8 @@ for model in "${models[@]}"; do
   [[ " small base large " == *" $model "* ]] || die "there is no model $model; expected small," \
     "base, large"
 done
+each_once --seeds "${seeds[@]}"
+each_once --models "${models[@]}"
 
 reports=
 for seed in "${seeds[@]}"; do

@@ -108,6 +108,8 @@ def test_a_directory_that_no_report_could_name_is_refused_at_once(launch, tmp_pa
     [
         ("--rows=no_gates", "there is no row no_gates; the rows are base no_pairs "),
         ("--seeds=1,x", "--seeds has x; expected numbers"),
+        ("--seeds=1,2,1", "--seeds has 1 twice"),
+        ("--rows=no_gate,no_gate", "--rows has no_gate twice"),
         ("--config.seed=3", "give the seeds as --seeds=1,2"),
         ("--row=mlp", "does not know --row=mlp"),
     ],
