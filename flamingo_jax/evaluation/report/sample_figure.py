@@ -101,11 +101,13 @@ def _draw_prompt(
 ) -> None:
     """Draws one prompt with its top left corner at (x, y)."""
     name, _, control = sample.task.partition("_")
-    control = control.replace("_", " ")
     canvas.text(x, y - 0.06, name, size=11, weight="bold", va="top")
-    canvas.text(x, y - 0.30, control, size=9, color=WRONG, va="top", style="italic")
-    below, shots = y - (0.52 if control else 0.30), f"{sample.shots} shot"
-    canvas.text(x, below, f"{shots}{'s' * (sample.shots != 1)}", size=9, color=FAINT, va="top")
+    below = y - 0.30
+    for line in textwrap.wrap(control.replace("_", " "), 14):  # "category shuffled" takes two
+        canvas.text(x, below, line, size=9, color=WRONG, va="top", style="italic")
+        below -= 0.19
+    shots = f"{sample.shots} shot{'s' * (sample.shots != 1)}"
+    canvas.text(x, below - 0.03 * bool(control), shots, size=9, color=FAINT, va="top")
     for place, (image, text) in enumerate(chunks):
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
@@ -128,7 +130,7 @@ def _draw_prompt(
             said, right = _answer(sample)
             mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
             verdict = f"{said} {mark}"
-            canvas.text(centre, bottom, verdict, size=9.5, weight="bold", color=colour, **font)
+            canvas.text(centre, bottom, verdict, size=9, weight="bold", color=colour, **font)
             if not right:
                 truth = textwrap.shorten(sample.episode.answer, 14, placeholder="…")
                 canvas.text(centre, bottom - 0.17, f"right: {truth}", size=8, color=INK, **font)
@@ -153,7 +155,7 @@ def _answer(sample: Answer) -> tuple[str, bool]:
         said, right = trim(sample.text).strip() or "(nothing)", is_exact(sample)
     else:
         said, right = str(sample.ranked_first), sample.scores is not None and is_first(sample)
-    return textwrap.shorten(said, 13, placeholder="…"), right
+    return textwrap.shorten(said, 12, placeholder="…"), right
 
 
 def _chunks(sample: Answer) -> list[tuple[Any, str]]:
