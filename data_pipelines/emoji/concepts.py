@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -128,7 +128,7 @@ def read(directory: str | os.PathLike[str]) -> Collection:
     A row of which a style has no picture is left out, and counted.
 
     Raises:
-      EmojiError: a package is missing, or emoji.json is not what was expected.
+      EmojiError: a package is missing or incomplete, or emoji.json is not what was expected.
     """
     root = epath.Path(directory)
     folders = {style: root / f"emoji-datasource-{style}" for style in STYLES}
@@ -148,6 +148,8 @@ def read(directory: str | os.PathLike[str]) -> Collection:
     rows: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[str, epath.Path]] = {}
     counts = {"component": 0, "without_a_drawing": 0, "without_a_name": 0, "same_name": 0}
+    counts["same_code"] = 0
+    codes: set[str] = set()
     for row in _rows(folders[STYLES[0]] / "emoji.json"):
         if row["category"] == NOT_CONCEPTS:
             counts["component"] += 1
@@ -158,11 +160,15 @@ def read(directory: str | os.PathLike[str]) -> Collection:
         files = {style: listed[style].get(row["image"]) for style in STYLES}
         files[THIRD_STYLE] = _svg(row["unified"], svgs)
         drawings = {style: path for style, path in files.items() if path}
-        if not drawings.keys() >= set(STYLES):
+        if lacking := [style for style in STYLES if style not in drawings]:
+            _check_lacking(row, lacking, pictures, versions)
             counts["without_a_drawing"] += 1
         elif name in rows:
             counts["same_name"] += 1
+        elif row["unified"].lower() in codes:
+            counts["same_code"] += 1
         else:
+            codes.add(row["unified"].lower())
             rows[name], drawn[name] = row, drawings
     if not rows:
         raise EmojiError(
@@ -205,13 +211,35 @@ def _rows(path: epath.Path) -> list[dict[str, Any]]:
             isinstance(row.get(field), str)
             for field in ("name", "unified", "image", "short_name", "subcategory")
         )
-        if not texts or not isinstance(row.get("short_names"), list):
+        if (
+            not texts
+            or not isinstance(row.get("short_names"), list)
+            or not all(re.fullmatch("[0-9A-Fa-f]+", code) for code in row["unified"].split("-"))
+        ):
             raise EmojiError(
                 f"{path}, row {index}: got {row!r:.120}; expected the texts name, "
-                "unified, image, short_name, subcategory, the list short_names, and a category of "
+                "unified (code points such as 1F34E-FE0F), image, short_name, subcategory, the "
+                "list short_names, and a category of "
                 f"{', '.join(CATEGORIES)}. Tested with version 16 of emoji-datasource."
             )
     return rows
+
+
+def _check_lacking(
+    row: Mapping[str, Any],
+    lacking: Sequence[str],
+    pictures: Mapping[str, epath.Path],
+    versions: Mapping[str, str],
+) -> None:
+    """Raises EmojiError if emoji.json says that there is a drawing which is not there."""
+    for style in lacking:
+        if row.get(f"has_img_{style}") is True:
+            raise EmojiError(
+                f"{pictures[style] / row['image']} is missing, which emoji.json says there is "
+                f"(has_img_{style}). A package is incomplete, or the versions differ: "
+                f"{', '.join(f'{package} {version}' for package, version in versions.items())}. "
+                "Remove the folders of these packages, and install them again."
+            )
 
 
 def words_of(text: str) -> list[str]:

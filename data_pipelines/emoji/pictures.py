@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.emoji.concepts import THIRD_STYLE, Concept, EmojiError
 from flamingo_jax.core.paths import regular
@@ -35,10 +35,10 @@ def picture(seed: int, concept: Concept, style: str, number: int, size: int) -> 
       EmojiError: the drawing cannot be read.
     """
     rng = generator(seed, f"emoji/{concept.code}/{style}", number)
-    drawing = _read(concept.drawings[style], style == THIRD_STYLE)
+    shown = drawing(concept, style)
     side = round(float(rng.uniform(*_SCALE)) * size)
     angle = float(rng.uniform(-_ROTATION, _ROTATION))
-    turned = drawing.rotate(angle, Image.Resampling.BICUBIC).resize(
+    turned = shown.rotate(angle, Image.Resampling.BICUBIC).resize(
         (side, side), Image.Resampling.LANCZOS
     )
     canvas = Image.new("RGBA", (size, size))
@@ -61,24 +61,40 @@ def _background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "S S 3
     return first + (second - first) * share[..., None].astype(np.float32)
 
 
+def drawing(concept: Concept, style: str) -> Image.Image:
+    """Returns the drawing of a concept in a style, RGBA [64, 64].
+
+    Raises:
+      EmojiError: it cannot be read, is not a PNG file of 64 x 64 pixels, or shows nothing.
+    """
+    return _read(concept.drawings[style], style == THIRD_STYLE)
+
+
 @functools.lru_cache(maxsize=8192)  # 4,000 drawings of 16 KiB
 def _read(path: epath.Path, is_svg: bool) -> Image.Image:
-    """Reads a drawing as RGBA [64, 64]."""
     try:
         data = regular(path).read_bytes()
         if is_svg:
             data = _rasteriser()(data.decode())
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (SIZE, SIZE):
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, expected {SIZE} x {SIZE}"
+                )
             image.load()
-            drawing = image.convert("RGBA")
+            shown = image.convert("RGBA")
+        if shown.getbbox() is None:
+            raise ValueError("all of it is transparent")
+    except UnidentifiedImageError as error:
+        raise EmojiError(f"{path} is no PNG file. {_AGAIN}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise EmojiError(
-            f"{path} cannot be read as a picture ({type(error).__name__}: {error}). Install its "
-            "package again."
+            f"{path} cannot be read as a picture ({type(error).__name__}: {error}). {_AGAIN}"
         ) from error
-    if drawing.size != (SIZE, SIZE):
-        drawing = drawing.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    return drawing
+    return shown
+
+
+_AGAIN = "Remove the folder of its package, and install it again."
 
 
 def _rasteriser() -> Callable[[str], bytes]:

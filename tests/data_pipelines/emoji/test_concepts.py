@@ -87,6 +87,22 @@ def test_equal_names_are_counted(tmp_path):
     assert len(collection.concepts) == 20
 
 
+def test_equal_code_points_are_counted(tmp_path):
+    """The code is the name of a concept's pictures: two would show each other's."""
+    emoji = [*packages.rows()[:20], packages.row("1f003", "ANOTHER THING")]
+    collection = concepts.read(packages.write(tmp_path, emoji))
+    assert collection.counts["same_code"] == 1
+    assert len({concept.code for concept in collection.concepts}) == 20
+
+
+def test_a_drawing_that_should_be_there_is_named(tmp_path):
+    """A package is incomplete, or the two have other versions: nothing is made of a part."""
+    directory = packages.write(tmp_path, packages.rows()[:20])
+    (directory / "emoji-datasource-google/img/google/64/1f003.png").unlink()
+    with pytest.raises(EmojiError, match=r"google/64/1f003\.png is missing, .*twitter 16\.0\.0"):
+        concepts.read(directory)
+
+
 def test_a_long_name_gives_way_to_the_short_one(tmp_path):
     long = packages.row(
         "1F9FF", "FACE WITH ONE LARGE AND ONE SMALL EYE", short_name="zany_face",
@@ -120,6 +136,7 @@ def test_a_missing_part_is_named(tmp_path, what):
         ("{}", "holds a dict; expected a list"),
         (json.dumps([{"name": "X"}]), "row 0: .*expected the texts name"),
         (json.dumps([packages.row("1F000", "X", "Weather")]), "a category of Activities"),
+        (json.dumps([packages.row("../1F000", "X")]), "row 0: .*code points such as"),
     ],
 )
 def test_a_damaged_list_is_named(tmp_path, content, message):
