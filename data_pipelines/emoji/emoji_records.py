@@ -6,7 +6,7 @@
     OUTPUT/pairs        image_text        training pictures, "a picture of red apple" (flamingo)
     OUTPUT/pages        interleaved_page  binding and format pages (flamingo)
     OUTPUT/text         document          text without pictures (language_model)
-    OUTPUT/test_images  image_text        split "test" only: pictures for evaluation, in three pools
+    OUTPUT/test_images  image_text        split "test" only: pictures for evaluation, in four pools
     OUTPUT/emoji.json                     the request, the concepts and their splits, and counts
     OUTPUT/LICENCES.md                    whose the drawings are, and under which licences
 
@@ -14,9 +14,13 @@ captions, pairs, pages and text have the splits "train" and "test"; "test" has n
 trained drawings. The pools of `test_images`, first part of the `id` in the metadata:
 
     unseen_style  training concepts, in the style that training did not show
-    test          concepts that no record of another dataset shows or names, in both styles
+    test          concepts that no record of another dataset is about, in both styles
     validation    likewise, to choose a recipe
     third_style   training and test concepts in OpenMoji's drawings; only if --input has them
+
+Some flags are drawn alike, pixel by pixel: France and St. Martin. If training shows a concept's
+drawing for evaluation under another name, nothing asks about this concept. It is counted as
+`drawn_as_trained`, and emoji.json names it.
 
 Everything is a pure function of the request and the packages.
 """
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
@@ -138,11 +143,14 @@ def build(request: EmojiRequest, output: epath.Path) -> dict[str, int]:
     collection = emoji_concepts.read(request.input)
     _check_splits(collection, request.input)
     counts: dict[str, int] = {}
-    for name, (kind, splits) in _Records(request, collection.concepts).datasets().items():
+    records = _Records(request, collection.concepts)
+    for name, (kind, splits) in records.datasets().items():
         written = write_records(output / name, kind, splits)
         counts |= {f"{name}/{split}": count for split, count in written.items()}
     counts |= {f"left out: {reason}": number for reason, number in collection.counts.items()}
-    described = _describe(request, collection) | {"counts": counts}
+    alike = sorted(concept.name for concept in records.drawn_as_trained)
+    counts["left out: drawn_as_trained"] = len(alike)
+    described = _describe(request, collection) | {"drawn_as_trained": alike, "counts": counts}
     text = json.dumps(described, indent=2, allow_nan=False) + "\n"
     (output / "emoji.json").write_text(text)
     licences = "".join(f"- {LICENCES[style]}\n" for style in _styles(collection))
@@ -282,12 +290,35 @@ class _Records:
             )
             yield Document(text)
 
+    @functools.cached_property
+    def drawn_as_trained(self) -> list[Concept]:
+        """The concepts for evaluation of which training shows the same pixels, of any concept."""
+
+        def pixels(concept: Concept, style: str) -> bytes:
+            return hashlib.sha256(pictures.drawing(concept, style).tobytes()).digest()
+
+        shown = {
+            pixels(concept, style) for concept in self.trained for style in concept.trained_styles
+        }
+        return [
+            concept
+            for concept in self.concepts
+            if any(
+                style not in concept.trained_styles and pixels(concept, style) in shown
+                for style in STYLES
+            )
+        ]
+
     def test_images(self) -> Iterator[ImageText]:
         """Yields the pictures of all pools of evaluation."""
         size = self.size
+        alike = {concept.code for concept in self.drawn_as_trained}
         for concept in self.concepts:
             shown: list[tuple[str, str, int]] = []
-            if concept.split != "train":
+            if concept.code in alike:
+                if concept.split != "train":
+                    continue
+            elif concept.split != "train":
                 shown += [(concept.split, style, size.test_compositions) for style in STYLES]
             elif concept.unseen_style:
                 shown.append(("unseen_style", concept.unseen_style, size.unseen_compositions))

@@ -11,7 +11,8 @@
 
 The words are those of the tiny world (`flamingo_jax/world/text.py`), with its 60 made-up words. All
 of them are in the documents, but the last twelve are in no page with pictures: few-shot evaluation
-uses only these. No text names a concept outside of the training split.
+uses only these. No text is about a concept outside of the training split; a short name of one may
+be part of another name, as "cat" of "cat face".
 """
 
 from __future__ import annotations

@@ -192,14 +192,56 @@ def test_licences_are_beside_the_records(made):
     assert all(name in text for name in ("Apache 2.0", "CC-BY 4.0", "CC BY-SA 4.0"))
 
 
-def test_a_damaged_drawing_is_named(tmp_path):
-    directory = packages.write(tmp_path / "in")
-    broken = directory / "emoji-datasource-google/img/google/64/1f003.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(EmojiError, match=r"1f003\.png cannot be read as a picture"):
-        emoji_records.build(
-            emoji_records.EmojiRequest(str(directory), size="smoke"), epath.Path(tmp_path)
-        )
+def test_nothing_asks_about_a_drawing_that_training_shows(tmp_path):
+    """As the flags of France and St. Martin: two concepts, one drawing."""
+    input_ = packages.write(tmp_path / "in", third=True)
+    all_ = concepts.read(input_).concepts
+    trained, *_ = [each for each in all_ if each.trained_styles == STYLES]
+    other, *_ = [each for each in all_ if each.split == "test"]
+    unseen, *_ = [each for each in all_ if each.unseen_style == "twitter"]
+    other.drawings["google"].write_bytes(trained.drawings["google"].read_bytes())
+    unseen.drawings["twitter"].write_bytes(trained.drawings["twitter"].read_bytes())
+    output = epath.Path(tmp_path / "out")
+    output.mkdir()
+    counts = emoji_records.build(emoji_records.EmojiRequest(str(input_), size="smoke"), output)
+    assert counts["left out: drawn_as_trained"] == 2
+    described = json.loads((output / "emoji.json").read_text())
+    assert described["drawn_as_trained"] == sorted([other.name, unseen.name])
+    source = Source(output / "test_images", "test")
+    asked = [json.loads(source[i].metadata)["id"].split("/")[:2] for i in range(len(source))]
+    assert other.code not in {code for _, code in asked}
+    assert {pool for pool, code in asked if code == unseen.code} == {"third_style"}
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """The file of a drawing, and a function that reads it."""
+    directory = packages.write(tmp_path / "in", packages.rows()[:8])
+    concept = next(c for c in concepts.read(directory).concepts if c.name == "thing number3")
+    return concept.drawings["google"], lambda: pictures.drawing(concept, "google")
+
+
+def test_a_damaged_drawing_is_named(drawing):
+    path, read = drawing
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(EmojiError, match=r"1f003\.png cannot be read as a picture .*install it"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        (Image.new("RGB", (64, 64)), "JPEG", "is no PNG file"),
+        (Image.new("L", (640, 16)), "PNG", "640 x 16 pixels, expected 64 x 64"),
+        (Image.new("RGBA", (64, 64)), "PNG", "all of it is transparent"),
+    ],
+)
+def test_other_pictures_are_refused(drawing, image, kind, message):
+    """A JPEG file has no transparency, and what is not 64 x 64 would be squeezed."""
+    path, read = drawing
+    image.save(path, kind)
+    with pytest.raises(EmojiError, match=rf"1f003\.png .*{message}"):
+        read()
 
 
 @pytest.mark.parametrize(
