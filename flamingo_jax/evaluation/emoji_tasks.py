@@ -240,6 +240,11 @@ class EmojiTask:
         rng = generator(self.protocol.seed, stream, row)
         asked = ("name", "category")[rng.integers(2)]
         others = [picture for picture in queries if picture.name != query.name]
+        if len(others) < shots:
+            raise task.TaskError(
+                f"task {self.name!r}: {self.directory} has {len(others)} pictures of other "
+                f"concepts; expected {shots}, one for each shot. Take fewer shots."
+            )
         chosen = [others[i] for i in rng.permutation(len(others))[:shots].tolist()]
         names = sorted({picture.name for picture in others})
         categories = sorted({picture.category for picture in queries})

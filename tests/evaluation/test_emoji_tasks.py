@@ -208,6 +208,8 @@ def test_too_many_are_refused(directory):
         registry.create("emoji_bind2", {"emoji": directory}, Protocol(n=9999)).episodes(0)
     with pytest.raises(TaskError, match="too few pictures in the style"):
         registry.create("emoji_bind2", {"emoji": directory}, Protocol(n=1)).episodes(32)
+    with pytest.raises(TaskError, match=r"emoji_category.* expected 400, .*Take fewer shots"):
+        registry.create("emoji_category", {"emoji": directory}, Protocol(n=1)).episodes(400)
     with pytest.raises(TaskError, match="draws its own support examples"):
         registry.create("emoji_bind2", {"emoji": directory}, Protocol(selection="rices"))
 
