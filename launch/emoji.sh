@@ -91,6 +91,10 @@ stage() {
     || stopped $? "the stage $name"
 }
 
+if [ "$third" = yes ] && [ -n "$packages" ] && [ ! -d "$packages/openmoji/color/svg" ]; then
+  die "--third needs the package openmoji, but $packages/openmoji/color/svg is missing. Add it, or" \
+    "leave out --third"
+fi
 keep_options "$output" "a run" \
   "size=$size third=$third seed=$seed ${overrides[*]+"${overrides[*]}"}"
 if [ -z "$packages" ]; then
@@ -100,11 +104,14 @@ if [ -z "$packages" ]; then
       command -v npm >/dev/null 2>&1 \
         || die "npm is needed to get $source. Install it (on Debian: apt-get install npm), or give" \
           "a folder with the packages, --packages=DIRECTORY"
-      say "== $source"
-      # npm compares each package with the hash that its registry has for this version.
+      say "== ${sources[*]}"
+      # All at once, since npm removes what it was not asked for. It compares each package with the
+      # hash that its registry has for this version.
       npm install --silent --no-save --ignore-scripts --no-audit --no-fund \
-        --prefix "$output/packages" "$source" \
-        || die "npm cannot install $source (is there a network?): give the folder, --packages=DIRECTORY"
+        --prefix "$output/packages" "${sources[@]}" \
+        || die "npm cannot install ${sources[*]} (is there a network?): give the folder," \
+          "--packages=DIRECTORY"
+      break
     fi
   done
 fi

@@ -138,8 +138,13 @@ def read(directory: str | os.PathLike[str]) -> Collection:
         if not folder.is_dir():
             raise EmojiError(f"{folder} is missing; expected PNG files there. {_HOW}")
     third = root / THIRD_STYLE / "color" / "svg"
-    has_third = third.is_dir()
+    has_third = (root / THIRD_STYLE).exists()
     if has_third:
+        if not third.is_dir():
+            raise EmojiError(
+                f"{third} is missing; expected SVG files there. Install openmoji again, or remove "
+                "its folder: it is optional."
+            )
         versions[THIRD_STYLE] = _version(root / THIRD_STYLE)
     # Listed once: a question for each of 4,000 files is slow on some file systems.
     listed = {style: {path.name: path for path in pictures[style].iterdir()} for style in STYLES}

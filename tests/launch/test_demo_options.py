@@ -3,6 +3,7 @@
 The programs are a stub that writes down its command. tests/e2e/test_demo.py runs the real ones.
 """
 
+import os
 import pathlib
 import re
 
@@ -63,3 +64,46 @@ def test_a_run_with_other_options_is_refused(launch, tmp_path, script):
     assert "holds a run with other options (size=smoke " in said
     assert "Remove it, or give another --output" in said
     assert launch(*options, "--size=smoke")[0] == 0
+
+
+# A program npm that removes what it was not asked for, as the real one does with --no-save.
+NPM = """#!/usr/bin/env bash
+while [ "$1" != --prefix ]; do shift; done
+cd "$2" 2>/dev/null || { mkdir -p "$2" && cd "$2"; }
+shift 2
+rm -rf node_modules
+for package in "$@"; do
+  mkdir -p "node_modules/${package%@*}/color/svg" && touch "node_modules/${package%@*}/package.json"
+  echo "$package" >>installed
+done
+"""
+
+
+def test_all_packages_are_there_after_npm(launch, tmp_path):
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(NPM)
+    program.chmod(0o755)
+    with_npm = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    options = ("emoji.sh", f"--output={tmp_path / 'run'}", "--third")
+    status, called, said = launch(*options, **with_npm)
+    assert status == 0 and called, said
+    packages = tmp_path / "run" / "packages"
+    names = {"emoji-datasource-google", "emoji-datasource-twitter", "openmoji"}
+    assert {path.name for path in (packages / "node_modules").iterdir()} == names
+    assert f"--input={packages}/node_modules" in called[0]
+    installed = (packages / "installed").read_text()
+    assert launch(*options, **with_npm)[0] == 0
+    assert (packages / "installed").read_text() == installed  # not again
+    # One that is missing is got again, and the others stay.
+    (packages / "node_modules" / "openmoji" / "package.json").unlink()
+    assert launch(*options, **with_npm)[0] == 0
+    assert {path.parent.name for path in packages.glob("node_modules/*/package.json")} == names
+
+
+def test_a_third_style_that_is_missing_is_named_before_the_training(launch, tmp_path):
+    options = ("emoji.sh", f"--output={tmp_path / 'run'}", f"--packages={tmp_path}")
+    status, called, said = launch(*options, "--third")
+    assert status == 1 and not called
+    assert "--third needs the package openmoji" in said
+    assert launch(*options)[0] == 0  # the same output, as the message says

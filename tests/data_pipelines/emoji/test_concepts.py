@@ -118,6 +118,9 @@ def test_the_third_style_is_optional(tmp_path):
     collection = concepts.read(directory)
     assert collection.versions["openmoji"] == "17.0.0"
     assert all("openmoji" in concept.drawings for concept in collection.concepts)
+    (directory / "openmoji" / "color").rename(directory / "openmoji" / "elsewhere")
+    with pytest.raises(EmojiError, match=r"openmoji/color/svg is missing; .* it is optional"):
+        concepts.read(directory)
 
 
 @pytest.mark.parametrize("what", ["package.json", "emoji.json", "img"])
