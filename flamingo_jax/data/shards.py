@@ -19,6 +19,7 @@ from array_record.python import array_record_module
 
 from flamingo_jax.core.paths import (
     Path,
+    PathError,
     PathLike,
     is_local,
     regular,
@@ -77,13 +78,26 @@ class ShardWriter:
         )
 
     def write_example(self, example: bytes) -> None:
-        """Writes one serialized example, for example a copy from another file."""
-        self._writer.write(example)
+        """Writes one serialized example, for example a copy from another file.
+
+        Raises:
+            PathError: it cannot be written, for example because the disk is full.
+        """
+        try:
+            self._writer.write(example)
+        except RuntimeError as error:
+            raise self._not_written(error) from error
         self.shard = Shard(self.shard.num_records + 1, self.shard.num_bytes + len(example))
 
     def close(self) -> None:
-        """Closes the file."""
-        self._writer.close()
+        """Closes the file. Raises PathError if what was written does not fit on the disk."""
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: RuntimeError) -> PathError:
+        return PathError(f"Cannot write records: {error}. Give a writable place with room.")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import pytest
 from flamingo_jax.core import paths
 from flamingo_jax.data import shards
 from flamingo_jax.data.schema import CorruptRecord, Document
-from flamingo_jax.data.shards import Shard, drop, shard_name, write_metadata, writing
+from flamingo_jax.data.shards import Shard, ShardWriter, drop, shard_name, write_metadata, writing
 from flamingo_jax.data.sources import Source
 
 
@@ -78,3 +78,11 @@ def test_failure_keeps_what_was_there(store):
         raise RuntimeError
     assert file.read_bytes() == before
     assert [path.name for path in store.iterdir()] == [file.name]
+
+
+def test_a_full_disk_is_one_error():
+    """ArrayRecord raises RuntimeError, which programs print with a traceback."""
+    writer = ShardWriter("/dev/full", "document")
+    writer.write(Document("a text"))
+    with pytest.raises(paths.PathError, match=r"Cannot write records: .*No space left.*with room"):
+        writer.close()
