@@ -105,9 +105,9 @@ def _draw_prompt(
     below = y - 0.30
     for line in textwrap.wrap(control.replace("_", " "), 14):  # "category shuffled" takes two
         canvas.text(x, below, line, size=9, color=WRONG, va="top", style="italic")
-        below -= 0.19
+        below -= 0.2
     shots = f"{sample.shots} shot{'s' * (sample.shots != 1)}"
-    canvas.text(x, below - 0.03 * bool(control), shots, size=9, color=FAINT, va="top")
+    canvas.text(x, below, shots, size=9, color=FAINT, va="top")
     for place, (image, text) in enumerate(chunks):
         left = x + _LABEL - 0.15 + place * _CELL
         centre = left + _IMAGE / 2
