@@ -6,7 +6,8 @@ from the packages to the report. By hand, with INPUT the folder node_modules:
     COMMAND
         python -m data_pipelines.run --pipeline=emoji --input=INPUT --output=runs/emoji/records
         python -m data_pipelines.run --pipeline=tokenizer --model_type=word \
-            --input=runs/emoji/records/text --output=runs/emoji/tokenizer
+            --input=runs/emoji/records/text,runs/emoji/records/captions \
+            --output=runs/emoji/tokenizer
         for stage in contrastive language_model flamingo; do
             python -m flamingo_jax.train --config=configs/emoji.py:$stage \
                 --workdir=runs/emoji/$stage

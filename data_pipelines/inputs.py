@@ -66,7 +66,7 @@ def input_files(
     """
     found: dict[str, str] = {}  # absolute path -> path
     passed_over: dict[str, str] = {}
-    for one, places in _named(pattern):
+    for one, places in named(pattern):
         chosen: list[epath.Path] = []
         others: list[epath.Path] = []
         for place in places:
@@ -132,7 +132,7 @@ def page_folders(pattern: str, path: str) -> PageFolders:
 def _roots(pattern: str) -> tuple[epath.Path, ...]:
     """Returns the directories of an input, those that contain others first."""
     found = set()
-    for one, places in _named(pattern):
+    for one, places in named(pattern):
         for place in places:
             if not place.is_dir():
                 place = _fixed(epath.Path(one)) if _is_pattern(one) else place.parent
@@ -152,7 +152,7 @@ def _above(places: Iterable[epath.Path], first: epath.Path) -> epath.Path:
 
 def folders_of_files(pattern: str) -> list[str]:
     """Returns the directories of the files that --input names or finds by a pattern."""
-    places = [place for _, named in _named(pattern) for place in named]
+    places = [place for _, found in named(pattern) for place in found]
     return sorted({os.fspath(place if place.is_dir() else place.parent) for place in places})
 
 
@@ -171,7 +171,7 @@ def identity(
     stated = hashlib.sha256()
     left_out = os.path.join(_key(epath.Path(without)), "") if without else ""
     for one in [patterns] if isinstance(patterns, str) else patterns:
-        for _, places in _named(one):
+        for _, places in named(one):
             for place in places:
                 files: Iterable[epath.Path] = files_below(place) if place.is_dir() else [place]
                 for file in files:
@@ -197,8 +197,8 @@ def _state(file: epath.Path) -> str:
     return f"{remote.length} {remote.mtime}"
 
 
-def _named(pattern: str) -> Iterator[tuple[str, list[epath.Path]]]:
-    """Yields each part of an option with the files and directories that it names.
+def named(pattern: str) -> Iterator[tuple[str, list[epath.Path]]]:
+    """Yields each part of an option with the files and directories that it names, maybe none.
 
     The longest part that exists is taken, since a name can contain commas.
     """

@@ -1,10 +1,11 @@
-r"""Trains a SentencePiece model on the texts of a dataset.
+r"""Trains a SentencePiece model on the texts of one or more datasets.
 
     python -m data_pipelines.run --pipeline=tokenizer --input=runs/demo/world/text \
         --output=runs/demo/tokenizer --model_type=word
 
 The output contains tokenizer.model. The new tokens of a model (`<EOC>`, `<image>`) are not part of
-it. SentencePiece keeps its text in memory. So a larger dataset is sampled: records are drawn until
+it. Datasets are separated by commas: --input=runs/emoji/records/text,runs/emoji/records/captions.
+SentencePiece keeps its text in memory. So larger datasets are sampled: records are drawn until
 they have --max_bytes, every record with the same probability. If some are so long that they would
 take the place of all others, a window of each is taken.
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
 import numpy as np
 from etils import epath
 
+from data_pipelines.inputs import named
 from flamingo_jax.core.paths import regular
 from flamingo_jax.data.schema import CorruptRecord, InterleavedPage
 from flamingo_jax.data.sources import Source
@@ -33,13 +35,14 @@ class TokenizerRequest:
     """The options that decide a tokenizer.
 
     Attributes:
-      input: directory of a dataset of any kind; its split "train" is read.
+      input: directories of datasets of any kind, separated by commas; their splits "train" are
+        read.
       vocab_size: number of pieces; fewer if the text has not so many.
       model_type: one of MODEL_TYPES; "word" makes each word one piece.
       max_bytes: largest amount of text to train on; training needs about 20 times as much memory.
       seed: of the sample, if there is more text.
-      input_files: identifies the content of the input: its dataset_info.json, and the request that
-        it was made from if that is known.
+      input_files: identifies the content of the input: of each dataset its dataset_info.json, and
+        the request that it was made from if that is known.
     """
 
     input: str = ""
@@ -62,35 +65,43 @@ class TokenizerRequest:
                 )
         if self.seed < 0:
             raise ValueError(f"tokenizer: got --seed={self.seed}, expected 0 or more.")
-        if not self.input:
-            raise ValueError(
-                "tokenizer: --input is missing: give the directory of a dataset, such as "
-                "runs/demo/world/text."
-            )
-        info = epath.Path(self.input) / "dataset_info.json"
-        if not info.exists():
-            raise ValueError(
-                f"tokenizer: there is no dataset at {self.input!r} (no dataset_info.json); "
-                "--input takes the directory of one, such as runs/demo/world/text. "
-                "--pipeline=text makes one of JSON lines or parquet."
-            )
-        made_by = [place / "pipeline.json" for place in (info.parent, info.parent.parent)]
-        origin = next(
-            (json.loads(regular(file).read_text())["request"] for file in made_by if file.exists()),
-            None,
-        )
-        object.__setattr__(
-            self,
-            "input_files",
-            json.dumps(
-                [json.loads(regular(info).read_text()), origin], sort_keys=True, allow_nan=False
-            ),
-        )
+        known = [part for directory in _directories(self.input) for part in _origin(directory)]
+        object.__setattr__(self, "input_files", json.dumps(known, sort_keys=True, allow_nan=False))
+
+
+class Datasets:
+    """The records of several datasets, one dataset after the other.
+
+    Args:
+      directories: of the datasets.
+
+    Raises:
+      FileNotFoundError: a dataset has no split "train", or lacks a file.
+    """
+
+    def __init__(self, directories: Sequence[epath.PathLike]):
+        self._sources = [Source(directory) for directory in directories]
+        sizes = [len(source) for source in self._sources]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._size = sum(sizes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def texts(self, number: int) -> list[str]:
+        """Returns the texts of record `number`, in order.
+
+        Raises:
+          CorruptRecord: the record cannot be read.
+        """
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        record = self._sources[which][number - int(self._starts[which])]
+        return [*record.texts] if isinstance(record, InterleavedPage) else [record.text]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What is read of a dataset.
+    """What is read of the datasets.
 
     Attributes:
       records: int[n] numbers of the records, ascending.
@@ -111,16 +122,16 @@ def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:
       that were read; and of the pieces of the vocabulary.
 
     Raises:
-      ValueError: the dataset has no text, or the vocabulary is too small for it.
+      ValueError: the datasets have no text, or the vocabulary is too small for it.
     """
     try:
-        source = Source(request.input)
+        datasets = Datasets(_directories(request.input))
     except FileNotFoundError as error:
         raise ValueError(f"tokenizer: --input={request.input}: {error}") from error
-    drawn = sample(source, request.max_bytes, request.seed)
+    drawn = sample(datasets, request.max_bytes, request.seed)
     counts = {
-        "records": len(source),
-        "records not drawn": len(source) - len(drawn.records) - drawn.damaged,
+        "records": len(datasets),
+        "records not drawn": len(datasets) - len(drawn.records) - drawn.damaged,
         "damaged records": drawn.damaged,
         "records read in part": 0,
         "texts": 0,
@@ -129,7 +140,7 @@ def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:
 
     def lines() -> Iterator[str]:
         for number in drawn.records.tolist():
-            texts = _texts(source, number)
+            texts = datasets.texts(number)
             if _size(texts) > drawn.most:
                 counts["records read in part"] += 1
                 texts = [window("\n".join(texts), drawn.most, (request.seed, number))]
@@ -146,15 +157,15 @@ def build(request: TokenizerRequest, output: epath.Path) -> dict[str, int]:
     return counts | {"pieces": SentencePieceTokenizer.load(output).vocab_size}
 
 
-def sample(source: Source, max_bytes: int, seed: int) -> Drawn:
+def sample(datasets: Datasets, max_bytes: int, seed: int) -> Drawn:
     """Draws records, every one with the same probability, until they have `max_bytes`."""
     numbers, sizes, damaged = list[int](), list[int](), 0
     # So that one long record does not end the draw.
     share = max(max_bytes // 100, 1)
     total = 0
-    for number in np.random.default_rng(seed).permutation(len(source)).tolist():
+    for number in np.random.default_rng(seed).permutation(len(datasets)).tolist():
         try:
-            size = _size(_texts(source, number))
+            size = _size(datasets.texts(number))
         except CorruptRecord:
             damaged += 1
             continue
@@ -192,7 +203,37 @@ def _size(texts: list[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def _texts(source: Source, number: int) -> list[str]:
-    """Returns the texts of a record of any kind, in order."""
-    record = source[number]
-    return [*record.texts] if isinstance(record, InterleavedPage) else [record.text]
+def _directories(wanted: str) -> list[epath.Path]:
+    """Returns the directories of the datasets that --input names.
+
+    Raises:
+      ValueError: a dataset is missing, or named twice.
+    """
+    found = list[epath.Path]()
+    for name, places in named(wanted):
+        for place in places or [epath.Path(name)]:
+            if not (place / "dataset_info.json").exists():
+                raise ValueError(
+                    f"tokenizer: there is no dataset at {str(place)!r} (no dataset_info.json); "
+                    "--input takes the directory of one, such as runs/demo/world/text, or several, "
+                    "separated by commas. --pipeline=text makes one of JSON lines or parquet."
+                )
+            if place in found:
+                raise ValueError(f"tokenizer: --input={wanted} has {str(place)!r} twice.")
+            found.append(place)
+    if not found:
+        raise ValueError(
+            "tokenizer: --input is missing: give the directory of a dataset, such as "
+            "runs/demo/world/text."
+        )
+    return found
+
+
+def _origin(directory: epath.Path) -> tuple[object, object]:
+    """Returns the dataset_info.json of a dataset, and the request that it was made from or None."""
+    made_by = [place / "pipeline.json" for place in (directory, directory.parent)]
+    request = next(
+        (json.loads(regular(file).read_text())["request"] for file in made_by if file.exists()),
+        None,
+    )
+    return json.loads(regular(directory / "dataset_info.json").read_text()), request

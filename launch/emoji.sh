@@ -120,7 +120,8 @@ say "== records"
 "$PYTHON" -m data_pipelines.run --pipeline=emoji --input="$packages" --output="$output/records" \
   --seed="$seed" "${records[@]}" || stopped $? "making the records"
 "$PYTHON" -m data_pipelines.run --pipeline=tokenizer --model_type=word \
-  --input="$output/records/text" --output="$output/tokenizer" || stopped $? "making the tokenizer"
+  --input="$output/records/text,$output/records/captions" --output="$output/tokenizer" \
+  || stopped $? "making the tokenizer"
 
 stage contrastive --config.data.datasets.captions.path="$output/records/captions"
 stage language_model --config.data.datasets.text.path="$output/records/text"

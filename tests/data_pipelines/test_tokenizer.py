@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from data_pipelines.tokenizer import TokenizerRequest, build, sample, window
+from data_pipelines.tokenizer import Datasets, TokenizerRequest, build, sample, window
 from data_pipelines.write_records import write_records
 from flamingo_jax.data.schema import Document, InterleavedPage
 from flamingo_jax.data.sources import Source
@@ -79,8 +79,8 @@ def test_a_large_dataset_is_sampled_over_its_whole_length(tmp_path):
     assert 149 <= counts["texts"] <= 151
     assert counts["records not drawn"] == 500 - counts["texts"]
     assert counts["bytes"] <= 150 * size
-    source = Source(tmp_path / "text")
-    drawn = [sample(source, 150 * size, seed).records for seed in range(3)]
+    datasets = Datasets([tmp_path / "text"])
+    drawn = [sample(datasets, 150 * size, seed).records for seed in range(3)]
     for numbers in drawn:
         assert 180 < numbers.mean() < 320
         assert len(set(numbers.tolist())) == len(numbers)
@@ -133,6 +133,25 @@ def test_texts_of_pages_are_read_and_damage_is_counted(tmp_path, monkeypatch):
     assert counts["bytes"] == 2 * len("some wordsand more")
 
 
+def test_several_datasets_are_read_one_after_the_other(tmp_path):
+    pages = InterleavedPage(("a page", b"\xff\xd8"))
+    write_records(tmp_path / "pages", pages.kind, {"train": lambda: [pages]})
+    first, second = (dataset(tmp_path / name, [name, f"{name} two"]) for name in ("x,y", "z"))
+    names = [first, str(tmp_path / "pages"), second]
+    output = epath.Path(tmp_path / "out")
+    output.mkdir()
+    request = TokenizerRequest(",".join(names), model_type="word")
+    counts = build(request, output)
+    assert (counts["records"], counts["texts"]) == (5, 5)
+    read = [text for number in range(5) for text in Datasets(names).texts(number)]
+    assert read == ["x,y", "x,y two", "a page", "z", "z two"]
+    known = SentencePieceTokenizer.load(output, ())
+    unknown = known.encode("nowhere")[-1]
+    assert unknown not in known.encode("x,y two z page")
+    alone = [TokenizerRequest(name).input_files for name in names]
+    assert request.input_files == f"[{', '.join(one[1:-1] for one in alone)}]"
+
+
 @pytest.mark.parametrize(
     ("texts", "fields", "message"),
     [
@@ -159,3 +178,11 @@ def test_texts_that_cannot_be_trained_on(texts, fields, message, tmp_path):
 def test_requests_that_cannot_work_are_explained(fields, message):
     with pytest.raises(ValueError, match=message):
         TokenizerRequest(**fields)
+
+
+def test_a_wrong_one_of_several_datasets_is_named(tmp_path):
+    first = dataset(tmp_path / "text", ["a"])
+    with pytest.raises(ValueError, match="no dataset at 'nowhere'"):
+        TokenizerRequest(f"{first},nowhere")
+    with pytest.raises(ValueError, match="text' twice"):
+        TokenizerRequest(f"{first},{first}/")

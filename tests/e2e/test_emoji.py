@@ -7,9 +7,12 @@ import json
 
 import pytest
 
+from flamingo_jax.data.sources import Source
+from flamingo_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.data_pipelines.emoji import packages
 from tests.e2e.launched import run_script
 
+UNKNOWN = 3  # of the word tokenizer
 STAGES = ("contrastive", "language_model", "flamingo")
 
 
@@ -23,6 +26,11 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     for stage in STAGES:
         assert (output / stage / "export" / "model.json").exists()
+    tokenizer = SentencePieceTokenizer.load(output / "tokenizer", ())
+    captions = Source(output / "records" / "captions")
+    words = {word for i in range(len(captions)) for word in captions[i].text.split()}
+    assert words
+    assert not {word for word in words if UNKNOWN in tokenizer.encode(word)}
     assert "CC-BY 4.0" in (output / "records" / "LICENCES.md").read_text()
     rows = json.loads((output / "report" / "results.json").read_text())
     tasks = {row["task"] for row in rows}
