@@ -13,9 +13,8 @@
 # skipped, and an interrupted one resumes. A row that fails is named at the end; the others go on.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 output=runs/ablations
 size=demo
@@ -24,30 +23,21 @@ rows=
 overrides=()
 for argument in "$@"; do
   case "$argument" in
-    --output=/?*) output="${argument#*=}" ;;
-    --output=?*) output="$PWD/${argument#*=}" ;;
+    --output=?*) output="$(path_of "$argument")" ;;
     --size=demo | --size=smoke) size="${argument#*=}" ;;
     --seeds=[0-9]*) seeds="${argument#*=}" ;;
     --rows=?*) rows="${argument#*=}" ;;
-    --config.seed=*)
-      printf 'error: give the seeds as --seeds=1,2; --config.seed is of one run\n' >&2
-      exit 2
-      ;;
+    --config.seed=*) no_single_seed ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
-    *)
-      printf 'error: launch/ablations.sh does not know %s. Its options:\n' "$argument" >&2
-      usage >&2
-      exit 2
-      ;;
+    *) unknown_option "$argument" ;;
   esac
 done
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output="${output#"$PWD"/}"
-[[ "$output" != *,* ]] || die "--output=$output has a comma, which is between the runs of a report." \
-  "Give a directory without one"
+no_comma "$output"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_allow_excess_precision=false" # as launch/demo.sh
 export MPLBACKEND=Agg
 
@@ -58,10 +48,7 @@ IFS=, read -r -a rows <<<"${rows:-${known// /,}}"
 for row in "${rows[@]}"; do
   [[ " $known " == *" $row "* ]] || die "there is no row $row; the rows are $known"
 done
-for seed in "${seeds[@]}"; do
-  [[ "$seed" =~ ^[0-9]+$ ]] || die "--seeds has ${seed:-an empty one}; expected numbers, as in 1,2"
-done
-each_once --seeds "${seeds[@]}"
+check_seeds "${seeds[@]}"
 each_once --rows "${rows[@]}"
 
 # The paper evaluates with 4 examples.

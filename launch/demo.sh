@@ -18,9 +18,8 @@
 # After a change of configs/tiny.py, train compares each export with what it would make.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 output=runs/demo
 size=demo
@@ -31,21 +30,15 @@ only_towers=no
 overrides=()
 for argument in "$@"; do
   case "$argument" in
-    --output=/?*) output="${argument#*=}" ;;
-    --output=?*) output="$PWD/${argument#*=}" ;; # the commands below run in the repository root
+    --output=?*) output="$(path_of "$argument")" ;;
     --size=demo | --size=smoke | --size=gpu) size="${argument#*=}" ;;
     --model=small | --model=base | --model=large) model="${argument#*=}" ;;
-    --from=/?*) made="${argument#*=}" ;;
-    --from=?*) made="$PWD/${argument#*=}" ;;
+    --from=?*) made="$(path_of "$argument")" ;;
     --towers) only_towers=yes ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
-    *)
-      printf 'error: launch/demo.sh does not know %s. Its options:\n' "$argument" >&2
-      usage >&2
-      exit 2
-      ;;
+    *) unknown_option "$argument" ;;
   esac
 done
 
@@ -106,8 +99,8 @@ is_known=no
 mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
 if [ -e "$output/options" ]; then
   stored="$(head -n 1 "$output/options")"
-  [ "$stored" = "$options" ] || die "$output holds a demo with other options ($stored)." \
-    "Remove it, or give another --output=DIRECTORY"
+  [ "$stored" = "$options" ] || nothing_trained "$output" || die "$output holds a demo with other" \
+    "options ($stored). Remove it, or give another --output=DIRECTORY"
   [ "$(tail -n +2 "$output/options")" != "$config" ] || is_known=yes
 fi
 

@@ -12,9 +12,8 @@
 # reports test accuracy few-shot and fine-tuned, and the processor time of all programs.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 output=runs/easy_vqa
 data=
@@ -22,22 +21,12 @@ size=full
 overrides=()
 for argument in "$@"; do
   case "$argument" in
-    --output=?* | --data=?*)
-      path="${argument#*=}"
-      [ "${path#/}" != "$path" ] || path="$PWD/$path" # the commands below run in the repository root
-      case "$argument" in
-        --output=*) output="$path" ;;
-        *) data="$path" ;;
-      esac
-      ;;
+    --output=?*) output="$(path_of "$argument")" ;;
+    --data=?*) data="$(path_of "$argument")" ;;
     --size=full | --size=smoke) size="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
-    *)
-      printf 'error: launch/easy_vqa.sh does not know %s. Its options:\n' "$argument" >&2
-      usage >&2
-      exit 2
-      ;;
+    *) unknown_option "$argument" ;;
   esac
 done
 

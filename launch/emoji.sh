@@ -16,9 +16,8 @@
 # Started again, it continues: what is made is left as it is, and an interrupted stage resumes.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 output=runs/emoji
 packages=
@@ -28,24 +27,14 @@ seed=1
 overrides=()
 for argument in "$@"; do
   case "$argument" in
-    --output=?* | --packages=?*)
-      path="${argument#*=}"
-      [ "${path#/}" != "$path" ] || path="$PWD/$path" # the commands below run in the repository root
-      case "$argument" in
-        --output=*) output="$path" ;;
-        *) packages="$path" ;;
-      esac
-      ;;
+    --output=?*) output="$(path_of "$argument")" ;;
+    --packages=?*) packages="$(path_of "$argument")" ;;
     --third) third=yes ;;
     --size=full | --size=smoke | --size=gpu) size="${argument#*=}" ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
-    *)
-      printf 'error: launch/emoji.sh does not know %s. Its options:\n' "$argument" >&2
-      usage >&2
-      exit 2
-      ;;
+    *) unknown_option "$argument" ;;
   esac
 done
 

@@ -35,29 +35,6 @@ stopped() {
   die "$2 did not succeed (the reason is above)${3:+; what it did is in $3}"
 }
 
-# Stores the options of a run, and refuses an output of others: it would go on from stages that are
-# not its own. $1: the output; $2: what it holds, such as "a run"; $3: the options.
-keep_options() {
-  local stored
-  if [ -e "$1/options" ]; then
-    stored="$(cat "$1/options")"
-    [ "$stored" = "$3" ] || die "$1 holds $2 with other options ($stored). Remove it, or give" \
-      "another --output=DIRECTORY"
-  elif ! { mkdir -p "$1" && printf '%s\n' "$3" >"$1/options"; } 2>/dev/null; then
-    die "cannot write in $1. Is the disk full? (df -h $1) Or give another --output=DIRECTORY"
-  fi
-}
-
-# Ends the script if an option has a word twice. $1: the option; the rest: its words.
-each_once() {
-  local option="$1" word seen=" "
-  shift
-  for word in "$@"; do
-    [[ "$seen" != *" $word "* ]] || die "$option has $word twice"
-    seen="$seen$word "
-  done
-}
-
 # Prints the first interpreter that is at least 3.11.
 find_python() {
   local candidate candidates=(python3.11 python3.12 python3.13 python3 python)

@@ -13,9 +13,8 @@
 # Started again, it continues: stages with an export are skipped.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 output=runs/model_sizes
 size=demo
@@ -24,42 +23,30 @@ models=small,base,large
 overrides=()
 for argument in "$@"; do
   case "$argument" in
-    --output=/?*) output="${argument#*=}" ;;
-    --output=?*) output="$PWD/${argument#*=}" ;;
+    --output=?*) output="$(path_of "$argument")" ;;
     --size=demo | --size=smoke) size="${argument#*=}" ;;
     --seeds=[0-9]*) seeds="${argument#*=}" ;;
     --models=?*) models="${argument#*=}" ;;
-    --config.seed=*)
-      printf 'error: give the seeds as --seeds=1,2; --config.seed is of one run\n' >&2
-      exit 2
-      ;;
+    --config.seed=*) no_single_seed ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
-    *)
-      printf 'error: launch/model_sizes.sh does not know %s. Its options:\n' "$argument" >&2
-      usage >&2
-      exit 2
-      ;;
+    *) unknown_option "$argument" ;;
   esac
 done
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output="${output#"$PWD"/}"
-[[ "$output" != *,* ]] || die "--output=$output has a comma, which is between the runs of a report." \
-  "Give a directory without one"
+no_comma "$output"
 export MPLBACKEND=Agg
 
 IFS=, read -r -a seeds <<<"$seeds"
 IFS=, read -r -a models <<<"$models"
-for seed in "${seeds[@]}"; do
-  [[ "$seed" =~ ^[0-9]+$ ]] || die "--seeds has ${seed:-an empty one}; expected numbers, as in 1,2"
-done
 for model in "${models[@]}"; do
   [[ " small base large " == *" $model "* ]] || die "there is no model $model; expected small," \
     "base, large"
 done
-each_once --seeds "${seeds[@]}"
+check_seeds "${seeds[@]}"
 each_once --models "${models[@]}"
 
 reports=

@@ -20,7 +20,7 @@ SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_parse_and_are_executable(path):
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
-    sourced = path.name == "environment.sh"
+    sourced = path.name in ("environment.sh", "options.sh")
     assert sourced or path.stat().st_mode & stat.S_IXUSR, f"chmod +x {path.relative_to(ROOT)}"
     assert sourced or "set -euo pipefail" in path.read_text()
 

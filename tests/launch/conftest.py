@@ -19,7 +19,8 @@ echo "$*" >>"$COMMANDS"
 case "$*" in *"${{FAILS:-nothing}}"*) exit "$STATUS" ;; esac
 for word in "$@"; do
   case "$word" in
-    --workdir=* | --output=*) mkdir -p "${{word#*=}}/export" ;;
+    --workdir=*) mkdir -p "${{word#*=}}/export" ;;
+    --output=*) mkdir -p "${{word#*=}}" ;;
   esac
 done
 """

@@ -6,8 +6,11 @@ The programs are a stub that writes down its command. tests/e2e/test_demo.py run
 import os
 import pathlib
 import re
+import subprocess
 
 import pytest
+
+from tests.conftest import ROOT
 
 STAGES = ["contrastive", "language_model", "flamingo"]
 
@@ -107,3 +110,34 @@ def test_a_third_style_that_is_missing_is_named_before_the_training(launch, tmp_
     assert status == 1 and not called
     assert "--third needs the package openmoji" in said
     assert launch(*options)[0] == 0  # the same output, as the message says
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "easy_vqa.sh", "emoji.sh"])
+def test_options_that_were_wrong_are_not_kept(launch, tmp_path, script):
+    """A stage that refuses an option has trained nothing: the next call may have another one."""
+    place = [] if script == "demo.sh" else [f"--{'data' if 'vqa' in script else 'packages'}=/"]
+    options = (script, f"--output={tmp_path / 'run'}", *place)
+    status, _, _ = launch(*options, "--config.steps=many", FAILS="many", STATUS="1")
+    assert status == 1
+    assert launch(*options, "--config.steps=3")[0] == 0
+    status, _, said = launch(*options, "--config.steps=4")
+    assert status == 1 and "--config.steps=3" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("~/runs", "{home}/runs"), ("runs", "{here}/runs"), ("/a b", "/a b")]
+)
+def test_paths_are_those_of_the_user(tmp_path, given, expected):
+    """A shell leaves the ~ of --output=~/runs as it is."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    lines = f"source {ROOT / 'launch' / 'options.sh'}; path_of '--output={given}'"
+    done = subprocess.run(
+        ["bash", "-euc", lines],
+        cwd=here,
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == expected.format(home=home, here=here) + "\n"

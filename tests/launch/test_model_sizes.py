@@ -104,6 +104,7 @@ def test_a_size_that_fails_ends_the_script_and_is_named(launch, tmp_path):
         ("--models=small,huge", "there is no model huge"),
         ("--seeds=1,x", "--seeds has x"),
         ("--seeds=1,1", "--seeds has 1 twice"),
+        ("--seeds=1,01", "--seeds has 01; expected numbers"),
         ("--models=small,base,small", "--models has small twice"),
         ("--config.seed=2", "give the seeds as --seeds=1,2"),
         ("--size=gpu", "does not know --size=gpu"),
