@@ -137,11 +137,14 @@ def build(request: EmojiRequest, output: epath.Path) -> dict[str, int]:
 
     Raises:
       ValueError: an option is wrong.
-      EmojiError: a package is missing or damaged, or a split has no concepts.
+      EmojiError: a package is missing or damaged, resvg-py is missing and OpenMoji needs it, or a
+        split has no concepts.
     """
     request.check()
     collection = emoji_concepts.read(request.input)
     _check_splits(collection, request.input)
+    if THIRD_STYLE in collection.versions:
+        pictures.rasteriser()  # its drawings are the last ones to be read
     counts: dict[str, int] = {}
     records = _Records(request, collection.concepts)
     for name, (kind, splits) in records.datasets().items():

@@ -75,7 +75,7 @@ def _read(path: epath.Path, is_svg: bool) -> Image.Image:
     try:
         data = regular(path).read_bytes()
         if is_svg:
-            data = _rasteriser()(data.decode())
+            data = rasteriser()(data.decode())
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size != (SIZE, SIZE):
                 raise ValueError(
@@ -97,8 +97,12 @@ def _read(path: epath.Path, is_svg: bool) -> Image.Image:
 _AGAIN = "Remove the folder of its package, and install it again."
 
 
-def _rasteriser() -> Callable[[str], bytes]:
-    """Returns the function that makes a PNG of the text of an SVG file."""
+def rasteriser() -> Callable[[str], bytes]:
+    """Returns the function that makes a PNG of the text of an SVG file.
+
+    Raises:
+      EmojiError: resvg-py is not installed.
+    """
     try:
         import resvg_py
     except ImportError as error:

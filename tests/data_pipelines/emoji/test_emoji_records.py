@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -265,3 +266,10 @@ def test_too_few_concepts_are_refused(tmp_path):
         emoji_records.build(
             emoji_records.EmojiRequest(str(directory), size="smoke"), epath.Path(tmp_path)
         )
+
+
+def test_a_missing_rasteriser_is_named_before_anything_is_written(request_, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(EmojiError, match="need the package resvg-py: pip install"):
+        emoji_records.build(request_, epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
