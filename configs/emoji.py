@@ -17,9 +17,9 @@ from the packages to the report. By hand, with INPUT the folder node_modules:
         `emoji_name` at least 0.20 (chance is 0.01). The goal is 0.90 for `emoji_bind2`, and 0.70
         for `emoji_bind5` at 16 shots.
     MEASURED
-        Seeds 1, 2, n = 1,000, ranking (30 November 2026, 2 CPU cores, 37 minutes): `emoji_bind2`
-        0.90, 0.93 at 2 shots, 0.94, 0.95 at 8; `emoji_bind5` 0.82, 0.82 at 16; `emoji_name` 0.35,
-        0.34. launch/README.md has all numbers.
+        Seeds 1, 2, n = 1,000, ranking (30 November 2026, 2 CPU cores, 38 minutes for one seed):
+        `emoji_bind2` 0.91, 0.92 at 2 shots, 0.94, 0.94 at 8; `emoji_bind5` 0.78, 0.81 at 16;
+        `emoji_name` 0.33, 0.32. launch/README.md has all numbers.
 
 `gpu` is a larger model with more data, for ten minutes of one GPU; its stages are `gpu,contrastive`
 and so on, and `gpu` alone is the flamingo stage:
@@ -34,7 +34,7 @@ and so on, and `gpu` alone is the flamingo stage:
 
 The arithmetic: there are 1,634 training concepts in two styles, less 341 drawings that are kept for
 evaluation: 2,927 drawings, and 16 pictures of 32 x 32 pixels of each, 46,832. The model is that of
-configs/tiny.py with a language model of width 96, since there are 1,644 words and not 110.
+configs/tiny.py with a language model of width 96, since there are 1,805 words and not 110.
 """
 
 import dataclasses
