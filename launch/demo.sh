@@ -13,6 +13,8 @@
 #   launch/demo.sh --from=DIR                           takes the world, the tokenizer and the vision
 #                                                       encoder of another demo
 #   launch/demo.sh --towers                             ends before the Flamingo, with both towers
+#   launch/demo.sh --lm_updates=800                     trains the language model for so many updates,
+#                                                       and not until it passes its probe
 #
 # Started again, it continues: a stage with an export is skipped, and an interrupted stage resumes.
 # After a change of configs/tiny.py, train compares each export with what it would make.
@@ -27,6 +29,7 @@ seed=1
 model=base
 made=
 only_towers=no
+lm_updates=
 overrides=()
 for argument in "$@"; do
   case "$argument" in
@@ -35,6 +38,7 @@ for argument in "$@"; do
     --model=small | --model=base | --model=large) model="${argument#*=}" ;;
     --from=?*) made="$(path_of "$argument")" ;;
     --towers) only_towers=yes ;;
+    --lm_updates=[1-9]*) lm_updates="${argument#*=}" ;;
     --config.seed=?*) seed="${argument#*=}" ;;
     --config.?*=*) overrides+=("$argument") ;;
     -h | --help) usage; exit ;;
@@ -85,11 +89,14 @@ if [ "$size" = smoke ]; then
     --config.data.datasets.pairs.batch_size=4)
 fi
 
+[ -z "$lm_updates" ] || language_model+=("--config.steps=$lm_updates" --config.until.every=0)
+
 # The options are stored: a rerun with other options must not use the old stages. So is the sum of
 # the config, when all stages are done: with both the same, an export is what train would make.
 options="size=$size seed=$seed ${overrides[*]+"${overrides[*]}"}"
 [ "$model" = base ] || options="model=$model $options"
 [ -z "$made" ] || options="from=$made $options"
+[ -z "$lm_updates" ] || options="lm_updates=$lm_updates $options"
 config="config $(cat configs/tiny.py configs/small_models.py | cksum)"
 # The argument of configs/tiny.py before the stage.
 config_size=
@@ -161,8 +168,8 @@ if [ -z "$made" ]; then
   stage contrastive --config.data.datasets.captions.path="$output/world/captions" \
     ${contrastive[@]+"${contrastive[@]}"}
 fi
-# This stage ends when the look-up probe is passed. It fails if that never happens, because then the
-# Flamingo could not learn the names of pictures either.
+# Without --lm_updates this stage ends when the look-up probe is passed. It fails if that never
+# happens, because then the Flamingo could not learn the names of pictures either.
 stage language_model --config.data.datasets.text.path="$made/world/text" \
   ${language_model[@]+"${language_model[@]}"}
 if [ "$only_towers" = yes ]; then

@@ -10,6 +10,7 @@
 #                                                parts run
 #
 # Each model is a run of launch/demo.sh in OUTPUT/seedN/MODEL; the first one makes what all share.
+# All language models are trained for the same updates: the demo's ends when it passes its probe.
 # Started again, it continues: stages with an export are skipped.
 set -euo pipefail
 
@@ -49,6 +50,9 @@ done
 check_seeds "${seeds[@]}"
 each_once --models "${models[@]}"
 
+lm_updates=800 # then the learning rate of configs/tiny.py has fallen to its last value
+[ "$size" = demo ] || lm_updates=40
+
 reports=
 for seed in "${seeds[@]}"; do
   shared=() # the world, the tokenizer and the vision encoder
@@ -56,6 +60,7 @@ for seed in "${seeds[@]}"; do
     say "== $model, seed $seed"
     work="$output/seed$seed/$model" status=0
     launch/demo.sh --model="$model" --size="$size" --output="$work" --config.seed="$seed" \
+      --lm_updates="$lm_updates" \
       ${shared[@]+"${shared[@]}"} ${overrides[@]+"${overrides[@]}"} || status=$?
     stop_if_asked "$status" "$model, seed $seed,"
     [ "$status" = 0 ] || die "$model, seed $seed, was not made (the reason is above)"

@@ -83,6 +83,11 @@ def test_three_sizes_share_one_world_for_each_seed(launch, tmp_path):
     of_seed += [*STAGES[1:], "large,language_model", "large,flamingo"]
     assert configs(called) == of_seed * 2
     assert sum("--pipeline=world" in line for line in called) == 2
+    language_models = [line for line in called if "language_model --workdir" in line]
+    assert len(language_models) == 6
+    same = "--config.steps=800 --config.until.every=0"
+    assert all(same in line for line in language_models)
+    assert sum(same in line for line in called) == 6
     runs = [
         f"{m}={tmp_path}/seed{s}/{m}/report" for s in (1, 2) for m in ("small", "base", "large")
     ]
