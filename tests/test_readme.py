@@ -61,7 +61,7 @@ WRONG = (
 
 # The options of a script, where this test checks them.
 OPTIONS = {
-    "launch/demo.sh": r"--towers$|--(output|size|model|from|config\.[\w.]+)=.",
+    "launch/demo.sh": r"--towers$|--(output|size|model|from|lm_updates|config\.[\w.]+)=.",
     "launch/emoji.sh": r"--third$|--(output|size|packages|config\.[\w.]+)=.",
     "launch/model_sizes.sh": r"--(output|size|seeds|models|config\.[\w.]+)=.",
     "launch/ablations.sh": r"--(output|size|seeds|rows|config\.[\w.]+)=.",
