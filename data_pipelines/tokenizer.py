@@ -81,12 +81,10 @@ class Datasets:
 
     def __init__(self, directories: Sequence[epath.PathLike]):
         self._sources = [Source(directory) for directory in directories]
-        sizes = [len(source) for source in self._sources]
-        self._starts = np.cumsum([0, *sizes[:-1]])
-        self._size = sum(sizes)
+        self._ends = np.cumsum([len(source) for source in self._sources])
 
     def __len__(self) -> int:
-        return self._size
+        return int(self._ends[-1])
 
     def texts(self, number: int) -> list[str]:
         """Returns the texts of record `number`, in order.
@@ -94,8 +92,9 @@ class Datasets:
         Raises:
           CorruptRecord: the record cannot be read.
         """
-        which = int(np.searchsorted(self._starts, number, side="right")) - 1
-        record = self._sources[which][number - int(self._starts[which])]
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        source = self._sources[which]
+        record = source[number - int(self._ends[which]) + len(source)]
         return [*record.texts] if isinstance(record, InterleavedPage) else [record.text]
 
 
