@@ -103,22 +103,9 @@ config_size=
 [ "$model" = base ] || config_size="$model,"
 [ "$size" != gpu ] || config_size="gpu,"
 is_known=no
-mkdir -p "$output" || die "cannot make $output: give a writable place, --output=DIRECTORY"
-if [ -e "$output/options" ]; then
-  stored="$(head -n 1 "$output/options")"
-  [ "$stored" = "$options" ] || nothing_trained "$output" || die "$output holds a demo with other" \
-    "options ($stored). Remove it, or give another --output=DIRECTORY"
-  [ "$(tail -n +2 "$output/options")" != "$config" ] || is_known=yes
-fi
-
-# Writes the options. $@: lines after them.
-note_options() {
-  if ! { printf '%s\n' "$options" "$@" >"$output/options.new"; } 2>/dev/null; then
-    die "cannot write in $output. Is the disk full? (df -h $output)"
-  fi
-  mv "$output/options.new" "$output/options"
-}
-[ "$is_known" = yes ] || note_options
+keep_options "$output" "a demo" "$options"
+[ "$(tail -n +2 "$output/options")" != "$config" ] || is_known=yes
+[ "$is_known" = yes ] || note_options "$output" "$options"
 
 # Runs a command, and adds its name, seconds and peak memory to $output/usage.txt.
 # $1: the name; the rest: the command.
@@ -173,7 +160,7 @@ fi
 stage language_model --config.data.datasets.text.path="$made/world/text" \
   ${language_model[@]+"${language_model[@]}"}
 if [ "$only_towers" = yes ]; then
-  note_options "$config"
+  note_options "$output" "$options" "$config"
   exit
 fi
 stage flamingo --config.data.datasets.pages.path="$made/world/pages" \
@@ -181,7 +168,7 @@ stage flamingo --config.data.datasets.pages.path="$made/world/pages" \
   --config.towers.lm="$output/language_model/export" \
   --config.towers.vision="$made/contrastive/export" ${flamingo[@]+"${flamingo[@]}"}
 
-note_options "$config"
+note_options "$output" "$options" "$config"
 
 say "== report"
 if [ "$made" = "$output" ]; then

@@ -60,16 +60,23 @@ nothing_trained() {
   [ -z "$(find "$1" -maxdepth 4 \( -name export -o -name checkpoints \) -print)" ]
 }
 
+# Writes the file of the options of a run. $1: the output; the rest: its lines.
+note_options() {
+  local file="$1/options"
+  { mkdir -p "$1" && printf '%s\n' "${@:2}" >"$file.new" && mv "$file.new" "$file"; } 2>/dev/null \
+    || die "cannot write in $1. Is the disk full? (df -h $1) Or give another --output=DIRECTORY"
+}
+
 # Stores the options of a run, and refuses an output of others: it would go on from stages that are
-# not its own. $1: the output; $2: what it holds, such as "a run"; $3: the options.
+# not its own. $1: the output; $2: what it holds, such as "a run"; $3: the options, in one line. A
+# script may add others (note_options).
 keep_options() {
   local stored
   if [ -e "$1/options" ]; then
-    stored="$(cat "$1/options")"
+    stored="$(head -n 1 "$1/options")"
     [ "$stored" != "$3" ] || return 0
     nothing_trained "$1" || die "$1 holds $2 with other options ($stored). Remove it, or give" \
       "another --output=DIRECTORY"
   fi
-  { mkdir -p "$1" && printf '%s\n' "$3" >"$1/options"; } 2>/dev/null \
-    || die "cannot write in $1. Is the disk full? (df -h $1) Or give another --output=DIRECTORY"
+  note_options "$1" "$3"
 }
