@@ -7,8 +7,8 @@ r"""Flamingo-80B on 1536 TPUv4 chips, as in the paper (paper, Tables 4 and 5, B.
             --config.towers.lm=gs://BUCKET/lm/export \
             --config.towers.vision=gs://BUCKET/vision/export
     EXPECTED
-        The plan (libtpu 0.0.42.1): 22.5 GiB per chip, 2.76 s per update, MFU 0.37; 15.9 days.
-        8way: 23.1 GiB per chip, 2.32 s per update, MFU 0.43; 13.4 days.
+        The plan (libtpu 0.0.42.1): 23.0 GiB per chip, 2.51 s per update, MFU 0.40; 14.5 days.
+        8way: 23.0 GiB per chip, 1.99 s per update, MFU 0.51; 11.5 days.
         Few-shot results equal the paper's (Table 1) only with its data, which are private.
 
 The argument is the directory of the tokenizer and of the records; or 8way[,DIRECTORY]: model groups
@@ -53,7 +53,7 @@ def get_config(argument: str = "/data") -> config_dict.ConfigDict:
         ),
         # 1536 chips = 96 batch shards x 16. ZeRO-1 splits over data: 32 divides the width of 8192,
         # 96 does not. A model group is a block of 4x2x2 neighbouring chips, so that its collectives
-        # use three axes of the torus. Halves hide gathers behind products.
+        # use three axes of the torus. Halves in turn hide gathers behind products.
         mesh=MeshConfig(replica=3, data=32, model=16, model_chips=(4, 2, 2), halves=True),
         evaluate=EvaluateEvery(data=DIRECTORIES),
     )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -91,11 +92,17 @@ class AxisLayout(Protocol):
     def spreads(self, size: int, axis: str) -> bool:
         """Returns True if a dimension of this size is split over all chips of the mesh."""
 
-    def num_parts(self, rows: int) -> int:
-        """Returns the number of parts of a batch that a block computes in turn."""
+    def has_halves(self, rows: int) -> bool:
+        """Returns True if the halves of a batch go through blocks in turn (`models.halves`)."""
 
-    def of_parts(self) -> AxisLayout:
-        """Returns the layout of a block that computes a batch in parts."""
+    def in_turn(self) -> AxisLayout:
+        """Returns the layout of such a block: its products take copies, and give parts."""
+
+    def gathered(self, x: Array) -> Array:
+        """Returns copies [n, B, ...] of rows [B, ...] (`sharding.exchange`)."""
+
+    def summed(self, parts: Array) -> Array:
+        """Returns rows [B, ...], the sums of parts [n, B, ...]."""
 
     def product(
         self,
@@ -104,8 +111,9 @@ class AxisLayout(Protocol):
         contracted: tuple[int, ...],
         x: Array,
         w: Any,
+        bias: Array | None,
     ) -> Array:
-        """Returns multiply(x, w); it may decide how the sums over chips are made."""
+        """Returns multiply(x, w) + bias; it may decide how the sums over chips are made."""
 
     def weight(self, w: Array, axes: tuple[str | None, ...]) -> Array:
         """Returns w unchanged, with a sharding constraint on its gradient."""
@@ -161,16 +169,25 @@ def is_spread(size: int, axis: str) -> bool:
     return layout is None or layout.spreads(size, axis)
 
 
-def num_parts(rows: int) -> int:
-    """Returns the number of parts of a batch of `rows` that a block computes in turn."""
+def has_halves(rows: int) -> bool:
+    """Returns True if the halves of a batch of `rows` go through blocks in turn."""
     layout = _LAYOUT.get()
-    return 1 if layout is None else layout.num_parts(rows)
+    return layout is not None and layout.has_halves(rows)
 
 
-def in_parts() -> contextlib.AbstractContextManager[None]:
-    """Makes the layout that of a block that computes a batch in parts, inside the context."""
-    layout = _LAYOUT.get()
-    return with_layout(None if layout is None else layout.of_parts())
+def in_turn() -> contextlib.AbstractContextManager[None]:
+    """Makes the layout that of a block through which halves go in turn, inside the context."""
+    return with_layout(_needed().in_turn())
+
+
+def gathered(x: Array) -> Array:
+    """Returns a copy of the rows x [B, ...] for each chip of their model group: [n, B, ...]."""
+    return _needed().gathered(x)
+
+
+def summed(parts: Array) -> Array:
+    """Returns the rows [B, ...] of which the chips of a model group have summands [n, B, ...]."""
+    return _needed().summed(parts)
 
 
 def product(
@@ -179,8 +196,9 @@ def product(
     contracted: tuple[int, ...],
     x: Array,
     w: Any,
+    bias: Array | None = None,
 ) -> Array:
-    """Returns multiply(x, w), with sums over chips as the layout makes them.
+    """Returns multiply(x, w) + bias, with sums over chips as the layout makes them.
 
     Args:
         multiply: contracts the last axes of x with `contracted` of w.
@@ -188,11 +206,23 @@ def product(
         contracted: axes of w.
         x: the activations.
         w: the weight.
+        bias: has the last axes of the product.
     """
     layout = _LAYOUT.get()
     if layout is None:
-        return multiply(x, w)
-    return layout.product(multiply, axes, contracted, x, w)
+        return with_bias(multiply(x, w), bias)
+    return layout.product(multiply, axes, contracted, x, w, bias)
+
+
+def with_bias(y: Array, bias: Array | None) -> Array:
+    """Returns y + bias, in the dtype of y."""
+    return y if bias is None else y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+
+
+def _needed() -> AxisLayout:
+    layout = _LAYOUT.get()
+    assert layout is not None, "`has_halves` is False without a layout"
+    return layout
 
 
 def constrain_gradient(w: Array, axes: tuple[str | None, ...]) -> Array:

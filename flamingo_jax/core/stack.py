@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ from flamingo_jax.core.params import Axes, inside, scope_of_stack, unrecorded
 
 Remat = Literal["none", "projections", "full"]
 Loops = Literal["scanned", "unrolled"]
-SAVED = ("query", "key", "value", "attended", "mlp_hidden", "convolved")
+BETWEEN = "between"
+"""Name of the residual stream between two blocks of `Stack.body_of`; each remat keeps it."""
+SAVED = ("query", "key", "value", "attended", "mlp_hidden", "convolved", BETWEEN)
 """Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
 
 They are the results of column-split products, the residual stream between attention and
@@ -147,13 +150,43 @@ class Stack:
             inputs: of the block.
             trained: the other weights of this block, without the layer axis.
         """
-        other = trained or {}
-        if is_unrolled(weights):
-            return self.layer(trees.merge(layer_slice(weights, number), other), x, inputs)
-        own = lambda: jax.tree.map(
-            lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights
-        )
-        return self._apply(lambda: trees.merge(own(), other), x, inputs)
+        return self._apply(self._own(weights, number, trained), x, inputs)
+
+    def scan_of(self, weights: trees.Params, x: Any, own: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+        """Applies a range of blocks, one after another.
+
+        Args:
+            weights: the frozen weights of all blocks.
+            x: what the blocks transform.
+            own: (numbers, inputs, trained weights) of the range, as `layer_of` takes them.
+
+        Returns:
+            (x, outputs of the blocks).
+        """
+
+        def run(x: Any, own: Any) -> tuple[Any, Any]:
+            number, inputs, trained = own
+            return self.layer_of(weights, number, x, inputs, trained=trained)
+
+        return scan(run, x, own)
+
+    def body_of(self, weights: trees.Params, x: Any, own: tuple[Any, Any, Any]) -> Any:
+        """Applies a range of blocks as one body of the program; arguments as in `scan_of`.
+
+        x may have another form after a block than before. The compiler may move instructions from
+        block to block. The blocks are rematerialised together; what they name `BETWEEN` is kept.
+
+        Returns:
+            x; the blocks have no outputs.
+        """
+
+        def run(x: Any, own: Any) -> Any:
+            for i in range(_num_layers(own)):
+                number, inputs, trained = layer_slice(own, i)
+                x, _ = self._once(self._own(weights, number, trained), x, inputs)
+            return x
+
+        return self._kept(run)(x, own)
 
     def numbers(self, weights: Any) -> Any:
         """Returns the numbers of the blocks, in the form of `weights`, to scan `layer_of`."""
@@ -161,17 +194,30 @@ class Stack:
             return Layers(range(self.num_layers))
         return jnp.arange(self.num_layers, dtype=jnp.int32)
 
-    def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
-        def apply(x: Any, inputs: Any) -> tuple[Any, Any]:
-            with unrecorded():  # `weights` has recorded them
-                return self._inner.apply(weights(), None, x, inputs)
+    def _own(
+        self, weights: trees.Params, number: Any, trained: trees.Params | None
+    ) -> Callable[[], Any]:
+        """Returns a function that takes the weights of one block; arguments as in `layer_of`."""
+        index = lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False)
+        take = (
+            layer_slice if is_unrolled(weights) else lambda weights, _: jax.tree.map(index, weights)
+        )
+        return lambda: trees.merge(take(weights, number), trained or {})
 
+    def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
+        return self._kept(functools.partial(self._once, weights))(x, inputs)
+
+    def _once(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
+        with unrecorded():  # `weights` has recorded them
+            return self._inner.apply(weights(), None, x, inputs)
+
+    def _kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function with this stack's remat."""
         if self._remat == "none":
-            return apply(x, inputs)
+            return function
         # Inside a loop XLA cannot merge the recomputation with the forward pass.
         in_loop = not self._unrolled and _LOOPS.get() == "scanned"
-        policy = saved_by(self._remat)
-        return jax.checkpoint(apply, prevent_cse=not in_loop, policy=policy)(x, inputs)
+        return jax.checkpoint(function, prevent_cse=not in_loop, policy=saved_by(self._remat))
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies all blocks, one after another.
@@ -192,11 +238,10 @@ class Stack:
         )
 
 
-def saved_by(remat: Remat) -> Callable[..., bool] | None:
-    """Returns the policy of `jax.checkpoint` that keeps what `remat` keeps; None keeps nothing."""
-    if remat == "projections":
-        return jax.checkpoint_policies.save_only_these_names(*SAVED)
-    return None
+def saved_by(remat: Remat) -> Callable[..., bool]:
+    """Returns the policy of `jax.checkpoint` that keeps what `remat` keeps, if it is not "none"."""
+    names = SAVED if remat == "projections" else (BETWEEN,)
+    return jax.checkpoint_policies.save_only_these_names(*names)
 
 
 def scan(
@@ -216,7 +261,7 @@ def scan(
     if not (unrolled or is_unrolled(inputs)):
         return jax.lax.scan(function, x, inputs, unroll=_LOOPS.get() == "unrolled")
     outputs = []
-    for number in range(len(jax.tree.leaves(inputs, is_leaf=_is_layers)[0])):
+    for number in range(_num_layers(inputs)):
         x, output = function(x, layer_slice(inputs, number))
         outputs.append(output)
     return x, join_layers(outputs)
@@ -303,6 +348,10 @@ def ungrouped(tree: Any) -> Any:
         return leaf.reshape(-1, *leaf.shape[2:])
 
     return jax.tree.map(join, tree, is_leaf=_is_layers)
+
+
+def _num_layers(tree: Any) -> int:
+    return len(jax.tree.leaves(tree, is_leaf=_is_layers)[0])
 
 
 def _is_layers(leaf: Any) -> bool:

@@ -34,8 +34,8 @@ from flamingo_jax.core.config import ConfigError
 from flamingo_jax.core.notation import Array, Float, Float32, Int, UInt8
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
+from flamingo_jax.models import halves, self_attention, vision
 from flamingo_jax.models import lm as lm_lib
-from flamingo_jax.models import self_attention, vision
 from flamingo_jax.models.cache import GRAFTED, Cache, Media
 from flamingo_jax.models.gated_xattn import GatedXattn, XattnConfig, as_layers_take
 from flamingo_jax.models.losses import joined_logits, next_token_losses
@@ -289,7 +289,8 @@ class FlamingoModule(hk.Module):
 
             def between(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
                 split = _split(weights, self._trains)
-                return interleave(config.xattn, (blocks, split, inputs), layers, x)
+                in_turn = halves.are_possible(config.lm, x, own)
+                return interleave(config.xattn, (blocks, split, inputs), layers, x, in_turn=in_turn)
 
             # With a cache nothing is trained.
             layers = (xattn, (weights, {}) if cache is None else ({}, weights), cached)
@@ -298,8 +299,7 @@ class FlamingoModule(hk.Module):
 
             def in_order(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
                 trained, frozen = _split(weights, self._trains)
-                numbers = blocks.numbers(weights)
-                return _run_numbered(blocks, frozen, x, (numbers, inputs, trained))
+                return blocks.scan_of(frozen, x, (blocks.numbers(weights), inputs, trained))
 
             x, rows = lm.run(x, context, own, in_order)
             blocks = lm_lib.block_stack(config.grafted, context, name="grafted")
@@ -323,14 +323,11 @@ def _split(
     return trees.partition(weights, {path: trains(path) for path in trees.flatten(weights)})
 
 
-def _run_numbered(blocks: Stack, frozen: trees.Params, x: Array, own: Any) -> tuple[Array, Any]:
-    """Runs some of the LM's blocks; `own` has their numbers, inputs and trained weights."""
-
-    def run(x: Array, own: Any) -> tuple[Array, Any]:
-        number, inputs, trained = own
-        return blocks.layer_of(frozen, number, x, inputs, trained=trained)
-
-    return stack.scan(run, x, own)
+def _in_turn(
+    blocks: Stack, frozen: trees.Params, x: Float[Array, "B T D"], own: Any
+) -> tuple[Float[Array, "B T D"], None]:
+    """Runs some of the LM's blocks as `Stack.scan_of` does, with the halves of the rows in turn."""
+    return halves.join(blocks.body_of(frozen, halves.split(x), own)), None
 
 
 def graft(
@@ -368,6 +365,8 @@ def interleave(
     lm: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     xattn: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     x: Float[Array, "B T D"],
+    *,
+    in_turn: bool = False,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks, with a cross-attention layer before block i if i % every == offset.
 
@@ -383,6 +382,7 @@ def interleave(
             are (trained ones, frozen ones).
         xattn: the same for the cross-attention layers, of which training trains all.
         x: the embedded text.
+        in_turn: whether the halves of its rows go through the blocks of a group in turn (`halves`).
 
     Returns:
         (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled
@@ -396,7 +396,7 @@ def interleave(
     numbers = layers.numbers((xattn_trained, xattn_frozen))
     of_layers = (numbers, cached, xattn_trained)
 
-    run = functools.partial(_run_numbered, blocks, frozen)
+    run = functools.partial(_in_turn if in_turn else Stack.scan_of, blocks, frozen)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         (number, inputs, weights), theirs = both

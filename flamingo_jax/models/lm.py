@@ -19,29 +19,27 @@ sharding; the padding is masked and has no id.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from flamingo_jax.core.axes import constrain, in_parts, num_parts
+from flamingo_jax.core.axes import constrain
 from flamingo_jax.core.notation import Array, Bool, Float, Float32, Int, UInt8
 from flamingo_jax.core.params import param, weight
 from flamingo_jax.core.precision import Int8Weight
 from flamingo_jax.core.stack import Stack, layer_slice
 from flamingo_jax.data.schema import Batch
-from flamingo_jax.models import self_attention
+from flamingo_jax.models import halves, self_attention
+from flamingo_jax.models.block import Block, residual
 from flamingo_jax.models.cache import Cache, Media
+from flamingo_jax.models.halves import Halves
 from flamingo_jax.models.lm_config import LMConfig
 from flamingo_jax.models.losses import joined_logits, next_token_losses
-from flamingo_jax.models.self_attention import Context, SelfAttention, normalised
+from flamingo_jax.models.self_attention import Context, normalised
 from flamingo_jax.nn.attention import capped
-from flamingo_jax.nn.feedforward import feed_forward
 from flamingo_jax.nn.linear import einsum_float32, rows_of, scores_of_rows
 
 _NEVER = -1e30  # logit of the padding rows of the table
@@ -49,89 +47,19 @@ _NEVER = -1e30  # logit of the padding rows of the table
 BlockRunner = Callable[[Stack, Any, Array, Any], tuple[Array, Any]]
 
 
-class Block(hk.Module):
-    """One layer: self-attention and feed-forward, in sequence or (GPT-NeoX) in parallel."""
-
-    def __init__(self, config: LMConfig, *, name: str = "block"):
-        super().__init__(name=name)
-        self.config = config
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        context: Context,
-        cache: Any = None,
-        is_global: Bool[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns (x, new rows for this layer's cache; None if there is no cache)."""
-        config = self.config
-        x = residual(x)
-        attention = SelfAttention(config, context, is_global, name="attention")
-        attended, rows = attention(self._before(x, "attention_norm"), cache)
-        attended = self._after(attended, "attention_out_norm")
-        if not config.parallel_residual:
-            x = checkpoint_name(residual(x + attended), "attended")
-        hidden = feed_forward(
-            self._before(x, "mlp_norm"),
-            config.mlp_width or 4 * config.width,
-            activation=config.activation,
-            bias=config.mlp_bias,
-            lora=config.lora,
-            name="mlp",
-        )
-        hidden = self._after(hidden, "mlp_out_norm")
-        return residual(x + attended + hidden if config.parallel_residual else x + hidden), rows
-
-    @hk.name_like("__call__")
-    def _before(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
-        return x if self.config.norm_place == "after" else normalised(self.config, x, name=name)
-
-    @hk.name_like("__call__")
-    def _after(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
-        return x if self.config.norm_place == "before" else normalised(self.config, x, name=name)
-
-
-def _in_parts(
-    block: Block,
-    x: Float[Array, "B T D"],
-    context: Context,
-    cache: Any,
-    is_global: Bool[Array, ""] | None,
-) -> tuple[Float[Array, "B T D"], Any]:
-    """Applies a block to one part of the rows after the other, if the layout says so.
-
-    The parts do not depend on each other: while chips exchange the rows of one part, they compute
-    another. Each chip has rows of each part.
-    """
-    parts = num_parts(len(x)) if cache is None else 1
-    if parts == 1:
-        return block(x, context, cache, is_global)
-
-    def part(leaf: Any, i: int) -> Any:
-        # Rows i, i + parts, ...; a slice with steps would not stay on its chip.
-        if not isinstance(leaf, Array):
-            return leaf
-        return leaf.reshape(-1, parts, *leaf.shape[1:])[:, i]
-
-    outputs = []
-    with in_parts():
-        for i in range(parts):
-            own = jax.tree.map(functools.partial(part, i=i), context)
-            outputs.append(block(part(x, i), own, None, is_global)[0])
-    return residual(jnp.stack(outputs, axis=1).reshape(x.shape)), None
-
-
 def block_stack(config: LMConfig, context: Context, *, name: str) -> Stack:
     """Returns the stack of the blocks of an LM; it belongs to the module that is running.
 
-    Its inputs are from `inputs_of`.
+    Its inputs are from `inputs_of`. It takes the residual stream [B, T, D], or its `Halves`.
     """
-    return Stack(
-        config.num_layers,
-        lambda x, inputs: _in_parts(Block(config), x, context, *inputs),
-        name=name,
-        remat=config.remat,
-    )
+
+    def block(x: Array | Halves, inputs: Any) -> tuple[Any, Any]:
+        cache, is_global = inputs
+        if isinstance(x, Halves):
+            return halves.in_turn(Block(config), x, context, is_global), None
+        return Block(config)(x, context, cache, is_global)
+
+    return Stack(config.num_layers, block, name=name, remat=config.remat)
 
 
 def inputs_of(config: LMConfig, cache: Any) -> tuple[Any, Bool[Array, "layers"] | None]:
@@ -139,11 +67,6 @@ def inputs_of(config: LMConfig, cache: Any) -> tuple[Any, Bool[Array, "layers"] 
     if not config.global_every:
         return cache, None
     return cache, jnp.asarray([window == 0 for window in config.windows])
-
-
-def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Returns the residual stream x, with its tokens split over all chips if the layout says so."""
-    return constrain(x, "rows", "sequence", "embed")
 
 
 class LM(hk.Module):

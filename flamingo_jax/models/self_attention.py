@@ -110,15 +110,18 @@ class SelfAttention(hk.Module):
         super().__init__(name=name)
         self.config, self.context, self.is_global = config, context, is_global
 
-    def __call__(self, x: Float[Array, "B T D"], cache: Any) -> tuple[Float[Array, "B T D"], Any]:
+    def __call__(
+        self, x: Float[Array, "*n B T D"], cache: Any
+    ) -> tuple[Float[Array, "*n B T D"], Any]:
         """Attends x itself, or the cache after x has been written into it.
 
         Args:
-            x: the tokens.
+            x: the tokens, [B, T, D]; in a block `in_turn` copies of them (`models.halves`).
             cache: this layer's; None in training.
 
         Returns:
-            (out, new rows for this layer's cache, {name: [B, T, ...]}, or None without a cache).
+            (out, new rows for this layer's cache): out is like x; rows are {name: [B, T, ...]}, or
+            None without a cache.
         """
         config, context = self.config, self.context
         q, k, v = self._project(x)

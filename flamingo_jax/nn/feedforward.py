@@ -71,8 +71,11 @@ class FeedForward(hk.Module):
         self.width, self.activation, self.bias = width, activation, bias
         self.batch, self.axis, self.lora = batch, axis, lora
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Applies the layer, without a norm and without the residual sum."""
+    def __call__(self, x: Float[Array, "*n B L D"]) -> Float[Array, "*n B L D"]:
+        """Applies the layer, without a norm and without the residual sum.
+
+        In a block `in_turn`, x is in copies and the result in summands (`models.halves`).
+        """
         up = self._widen(x, "up")
         if self.activation in GATED:
             gate = self._widen(x, "gate")
@@ -96,7 +99,7 @@ class FeedForward(hk.Module):
 
 
 def feed_forward(
-    x: Float[Array, "B L D"],
+    x: Float[Array, "*n B L D"],
     width: int,
     *,
     activation: Activation = "gelu",
@@ -105,7 +108,7 @@ def feed_forward(
     axis: str = "mlp",
     lora: LoRAConfig | None = None,
     name: str,
-) -> Float[Array, "B L D"]:
+) -> Float[Array, "*n B L D"]:
     """Makes and applies one `FeedForward`."""
     layer = FeedForward(
         width, activation=activation, bias=bias, batch=batch, axis=axis, lora=lora, name=name

@@ -129,11 +129,10 @@ class Linear(hk.Module):
         contracted = tuple(range(self.num_in))
         w = weight("w", in_shape + self.out_shape, self.axes, init, contracted=contracted)
         multiply = functools.partial(product, contracted=contracted)
-        y = axes_lib.product(multiply, self.axes, contracted, x, w)
+        b = None
         if self.bias:
             b = param("b", self.out_shape, self.axes[self.num_in :], jnp.zeros)
-            y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
-        return y
+        return axes_lib.product(multiply, self.axes, contracted, x, w, b)
 
 
 def linear(

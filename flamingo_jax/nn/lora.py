@@ -82,14 +82,14 @@ class LoRA(hk.Module):
 
 
 def adapted(
-    y: Float[Array, "B T ..."],
-    x: Float[Array, "B T ..."],
+    y: Float[Array, "..."],
+    x: Float[Array, "..."],
     config: LoRAConfig | None,
     *,
     axes: Axes,
     num_in: int = 1,
     name: str,
-) -> Float[Array, "B T ..."]:
+) -> Float[Array, "..."]:
     """Returns y, the product of x with a weight, and the update of that weight if it has one.
 
     Args:

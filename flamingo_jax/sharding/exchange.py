@@ -1,110 +1,197 @@
-"""Products of a model group of which the sums over its chips do not stop the compute.
+"""Products of a model group apart from the collectives before and after them.
 
-    column-split   y = x w         w [D, M/n]    forward: x is gathered     backward: dx is summed
-    row-split      y = x w         w [M/n, D]    forward: y is summed       backward: dy is gathered
+    rows     [B, T, D]       rows of the residual stream, split over all chips
+    copies   [n, B, T, D]    each of the n chips of a model group has all rows of the group
+    parts    [n, B, T, D]    each has its summand of all rows of the group
 
-"Summed" is a reduce-scatter: each chip gets its rows of the sum over all chips. The TPU compiler
-runs gathers while other instructions compute, but not reduce-scatters. An all-to-all can run so.
-Here each chip sends to each other chip the rows of that chip, and then adds what it got, in
-float32:
+    rows --gathered--> copies --of_copies(w)--> [B, T, M]     w [D, M/n], split by columns
+    [B, T, M] --in_parts(w)--> parts --summed--> rows         w [M/n, D], split by rows
 
-    y of this chip, all rows --all-to-all--> y of each chip [n, own rows, ...] --sum--> own rows
+The partitioner of XLA would put a collective next to its product. Apart, other products can be
+computed in between (`models.halves`). The backward pass has the same four functions: `gathered` and
+`summed` are each other's transposes, and so are `of_copies` and `in_parts`.
 
-An all-to-all brings as many bytes to each chip as a reduce-scatter, and more through the chips in
-between: 1.7 times as much on a link of a block of 2x2x2 chips, 3.2 times of 4x2x2.
+"Summed" is a reduce-scatter, or an all-to-all: each chip sends to each other chip the rows of that
+chip, and then adds what it got, in float32. The TPU compiler runs gathers and all-to-alls while
+other instructions compute, but not reduce-scatters. An all-to-all brings as many bytes to each chip
+as a reduce-scatter, and more through the chips in between: 1.7 times as much on a link of a block
+of 2x2x2 chips, 3.2 times of 4x2x2.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from flamingo_jax.core import axes as axes_lib
-from flamingo_jax.core.notation import Array
+from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.precision import Int8Weight
+from flamingo_jax.sharding.compile import weight_spec
 
 Multiply = Callable[[Array, Any], Array]
+Axes = tuple[str | None, ...]
+Sums = Literal["reduce_scatter", "all_to_all"]
 
 _BATCH, _ROWS = axes_lib.RULES["batch"], axes_lib.RULES["rows"]
+_COPIES = PartitionSpec("model", _BATCH)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def product(
-    mesh: Mesh,
-    multiply: Multiply,
-    axes: tuple[str | None, ...],
-    contracted: tuple[int, ...],
-    x: Array,
-    w: Array | Int8Weight,
-) -> Array:
-    """Returns multiply(x, w), with rows [B, ...] of sums over the model axis split over all chips.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def gathered(mesh: Mesh, sums: Sums, x: Float[Array, "B ..."]) -> Float[Array, "n B ..."]:
+    """Returns copies of rows.
 
     Args:
         mesh: the device mesh; all its chips divide B.
-        multiply: the product; it is linear in x.
-        axes: logical axes of w, one of which is split over the model axis.
-        contracted: the axes of w that the product contracts, the last ones of x.
-        x: [B, ...].
-        w: the weight.
+        sums: how the backward pass sums, as in `summed`.
+        x: the rows.
     """
-    if _split(axes) in contracted:
-        return _summed(mesh, multiply, axes, contracted, x, w)
-    return multiply(_gathered(mesh, x), w)
+    gather = lambda x: jax.lax.all_gather(x, "model", axis=0, tiled=True)[None]
+    return _on_each_chip(mesh, gather, PartitionSpec(_ROWS), _COPIES)(x)
 
 
-def _backward(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def summed(mesh: Mesh, sums: Sums, parts: Float[Array, "n B ..."]) -> Float[Array, "B ..."]:
+    """Returns the sums of parts, with their rows split over all chips.
+
+    Args:
+        mesh: the device mesh; all its chips divide B.
+        sums: the collective.
+        parts: the summands.
+    """
+
+    def add(parts: Array) -> Array:
+        (own,) = parts
+        if sums == "reduce_scatter":
+            return jax.lax.psum_scatter(own, "model", scatter_dimension=0, tiled=True)
+        received = jax.lax.all_to_all(own, "model", 0, 0, tiled=True)
+        received = received.reshape(mesh.shape["model"], -1, *own.shape[1:])
+        # One by one: a reduction over the first axis takes a TPU 2.6 times as long (v4, 8 parts).
+        total = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in received))
+        return total.astype(own.dtype)
+
+    return _on_each_chip(mesh, add, _COPIES, PartitionSpec(_ROWS))(parts)
+
+
+gathered.defvjp(
+    lambda mesh, sums, x: (gathered(mesh, sums, x), None),
+    lambda mesh, sums, _, dy: (summed(mesh, sums, dy),),
+)
+summed.defvjp(
+    lambda mesh, sums, parts: (summed(mesh, sums, parts), None),
+    lambda mesh, sums, _, dy: (gathered(mesh, sums, dy),),
+)
+
+
+def of_copies(
     mesh: Mesh,
     multiply: Multiply,
-    axes: tuple[str | None, ...],
+    axes: Axes,
+    contracted: tuple[int, ...],
+    copies: Float[Array, "n B ..."],
+    w: Array | Int8Weight,
+) -> Float[Array, "B ..."]:
+    """Returns multiply(x, w) of the group's rows x [B, ...], split over model as w is.
+
+    Args:
+        mesh: the device mesh.
+        multiply: the product; it is linear in x.
+        axes: logical axes of w. The model axis splits none that is contracted, and perhaps none at
+            all (key/value heads that are fewer than its chips).
+        contracted: the axes of w that the product contracts, the last ones of x.
+        copies: of x.
+        w: the weight.
+    """
+    if "model" in weight_spec("", w.shape, axes, mesh):
+        return _columns(mesh, multiply, axes, contracted, copies, w)
+    return multiply(_own(mesh, copies), w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _columns(
+    mesh: Mesh, multiply: Multiply, axes: Axes, contracted: tuple[int, ...], copies: Array, w: Any
+) -> Array:
+    return multiply(_own(mesh, copies), w)
+
+
+def _columns_backward(
+    mesh: Mesh,
+    multiply: Multiply,
+    axes: Axes,
     contracted: tuple[int, ...],
     operands: tuple[Array, Any],
     dy: Array,
 ) -> tuple[Array, Any]:
-    x, w = operands
-
-    def transposed(dy: Array, w: Any) -> Array:
-        shape = tuple(w.shape[axis] for axis in contracted)
-        zeros = jnp.zeros((*dy.shape[: x.ndim - len(shape)], *shape), x.dtype)
-        _, pull = jax.vjp(lambda x: multiply(x, w), zeros)
-        return pull(dy)[0]
-
-    if _split(axes) in contracted:
-        dy = _gathered(mesh, dy)
-        dx = transposed(dy, w)
-    else:
-        out = tuple(axis for axis in range(w.ndim) if axis not in contracted)
-        dx = _summed(mesh, transposed, axes, out, dy, w)
-        x = _gathered(mesh, x)
-    _, pull = jax.vjp(lambda w: multiply(x, w), w)
-    return dx, pull(dy)[0]
+    copies, w = operands
+    out = tuple(axis for axis in range(w.ndim) if axis not in contracted)
+    x_axes = copies.ndim - 1 - len(contracted)
+    transposed = _transposed(multiply, contracted, x_axes, copies.dtype)
+    _, pull = jax.vjp(lambda w: multiply(_own(mesh, copies), w), w)
+    return _parts(mesh, transposed, axes, out, dy, w), pull(dy)[0]
 
 
-product.defvjp(lambda *args: (product(*args), args[4:]), _backward)
+_columns.defvjp(lambda *args: (_columns(*args), args[4:]), _columns_backward)
 
 
-def _split(axes: tuple[str | None, ...]) -> int:
-    return axes_lib.spec(axes).index("model")
-
-
-def _gathered(mesh: Mesh, x: Array) -> Array:
-    whole = PartitionSpec(_BATCH, *(None for _ in x.shape[1:]))
-    return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, whole))
-
-
-def _summed(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def in_parts(
     mesh: Mesh,
     multiply: Multiply,
-    axes: tuple[str | None, ...],
+    axes: Axes,
     contracted: tuple[int, ...],
-    x: Array,
-    w: Any,
+    x: Float[Array, "B ..."],
+    w: Array | Int8Weight,
+) -> Float[Array, "n B ..."]:
+    """Returns the parts of multiply(x, w).
+
+    Args:
+        mesh: the device mesh.
+        multiply: the product; it is linear in x.
+        axes: logical axes of w. The model axis splits one that is contracted.
+        contracted: the axes of w that the product contracts, the last ones of x.
+        x: the group's rows, split over model as w is.
+        w: the weight.
+    """
+    return _parts(mesh, multiply, axes, contracted, x, w)
+
+
+def _in_parts_backward(
+    mesh: Mesh,
+    multiply: Multiply,
+    axes: Axes,
+    contracted: tuple[int, ...],
+    operands: tuple[Array, Any],
+    dparts: Array,
+) -> tuple[Array, Any]:
+    x, w = operands
+    dy = _own(mesh, dparts)  # a sum hands its gradient to each part
+    transposed = _transposed(multiply, contracted, x.ndim - len(contracted), x.dtype)
+    _, pull = jax.vjp(lambda w: multiply(x, w), w)
+    return transposed(dy, w), pull(dy)[0]
+
+
+in_parts.defvjp(lambda *args: (in_parts(*args), args[4:]), _in_parts_backward)
+
+
+def _on_each_chip(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _own(mesh: Mesh, copies: Array) -> Array:
+    """Returns the group's rows [B, ...]: each chip takes its copy."""
+    return _on_each_chip(mesh, lambda copies: copies[0], _COPIES, PartitionSpec(_BATCH))(copies)
+
+
+def _parts(
+    mesh: Mesh, multiply: Multiply, axes: Axes, contracted: tuple[int, ...], x: Array, w: Any
 ) -> Array:
-    """Returns multiply(x, w), which contracts the axis that is split: own rows of the sum."""
+    """Returns multiply(x, w) of each chip's part of x and w, not summed."""
     entries = axes_lib.spec(axes)
     before = (None,) * (x.ndim - 1 - len(contracted))
     of_x = PartitionSpec(_BATCH, *before, *(entries[axis] for axis in contracted))
@@ -116,14 +203,20 @@ def _summed(
 
     def run(x: Array, w: Any) -> Array:
         with axes_lib.with_layout(None):
-            y = multiply(x, w)
-        y = jax.lax.all_to_all(y, "model", 0, 0, tiled=True)
-        parts = y.reshape(mesh.shape["model"], -1, *y.shape[1:])
-        # One by one: a reduction over the first axis takes a TPU 2.6 times as long (v4, 8 parts).
-        total = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in parts))
-        return total.astype(y.dtype)
+            return multiply(x, w)[None]
 
-    apart = jax.shard_map(
-        run, mesh=mesh, in_specs=(of_x, of_w), out_specs=PartitionSpec(_ROWS), check_vma=False
-    )
-    return apart(x, w)
+    return _on_each_chip(mesh, run, (of_x, of_w), _COPIES)(x, w)
+
+
+def _transposed(
+    multiply: Multiply, contracted: tuple[int, ...], x_axes: int, dtype: Any
+) -> Multiply:
+    """Returns (dy, w) -> dx; x has `x_axes` axes before those that are contracted."""
+
+    def transposed(dy: Array, w: Any) -> Array:
+        shape = tuple(w.shape[axis] for axis in contracted)
+        zeros = jnp.zeros((*dy.shape[:x_axes], *shape), dtype)
+        _, pull = jax.vjp(lambda x: multiply(x, w), zeros)
+        return pull(dy)[0]
+
+    return transposed

@@ -40,10 +40,9 @@ class Layout:
         apart: axes of the mesh along which each position computes by itself
             (`datasets_per_step.accumulate_apart`): nothing else is split over them, and gradients
             are not summed over them.
-        halves: True to compute a block for two halves of the rows, where both have rows for each
-            chip.
-        all_to_all: True to sum the products of such a block with all-to-alls (`exchange`).
-        part: True inside such a block.
+        halves: True to run the LM's blocks for two halves of the rows in turn (`models.halves`).
+        sums: the collective of the sums over model in such blocks (`exchange`).
+        turn: True inside such a block.
     """
 
     mesh: Mesh
@@ -51,8 +50,8 @@ class Layout:
     sequence_parallel: bool = True
     apart: tuple[str, ...] = ()
     halves: bool = False
-    all_to_all: bool = False
-    part: bool = False
+    sums: exchange.Sums = "reduce_scatter"
+    turn: bool = False
 
     @property
     def device(self) -> jax.Device:
@@ -85,15 +84,22 @@ class Layout:
         chips = self.mesh.size // math.prod(self.mesh.shape[name] for name in self.apart)
         return math.prod(self.mesh.shape[name] for name in names) == chips
 
-    def num_parts(self, rows: int) -> int:
-        """Returns the number of parts of a batch that a block computes in turn: 1 or 2."""
+    def has_halves(self, rows: int) -> bool:
+        """Returns True if halves go through blocks in turn, and both have rows for each chip."""
         possible = rows % 2 == 0 and self.sequence_parallel and self.spreads(rows // 2, "rows")
-        possible = possible and not self.apart
-        return 2 if self.halves and possible else 1
+        return self.halves and possible and not self.apart
 
-    def of_parts(self) -> Layout:
-        """Returns the layout of a block that computes a batch in parts."""
-        return dataclasses.replace(self, part=True)
+    def in_turn(self) -> Layout:
+        """Returns the layout of a block through which halves go in turn."""
+        return dataclasses.replace(self, turn=True)
+
+    def gathered(self, x: jax.Array) -> jax.Array:
+        """Returns `exchange.gathered`."""
+        return exchange.gathered(self.mesh, self.sums, x)
+
+    def summed(self, parts: jax.Array) -> jax.Array:
+        """Returns `exchange.summed`."""
+        return exchange.summed(self.mesh, self.sums, parts)
 
     def product(
         self,
@@ -102,12 +108,23 @@ class Layout:
         contracted: tuple[int, ...],
         x: jax.Array,
         w: Any,
+        bias: jax.Array | None,
     ) -> jax.Array:
-        """Returns multiply(x, w); arguments as in `core.axes.product`."""
-        of_tokens = x.ndim == 2 + len(contracted)
-        if self.part and self.all_to_all and of_tokens and "model" in axes_lib.spec(axes):
-            return exchange.product(self.mesh, multiply, axes, contracted, x, w)
-        return multiply(x, w)
+        """Returns multiply(x, w) + bias; arguments as in `core.axes.product`.
+
+        In a block `in_turn`, a product of copies [n, B, T, ...] is [B, T, ...], and a product of
+        [B, T, ...] is parts [n, B, T, ...], each with its share of the bias. Other products are as
+        everywhere.
+        """
+        batch_axes = x.ndim - len(contracted)
+        if self.turn and batch_axes == 3:
+            y = exchange.of_copies(self.mesh, multiply, axes, contracted, x, w)
+        elif self.turn and batch_axes == 2:
+            y = exchange.in_parts(self.mesh, multiply, axes, contracted, x, w)
+            bias = None if bias is None else bias / len(y)
+        else:
+            y = multiply(x, w)
+        return axes_lib.with_bias(y, bias)
 
     def _dividing(self, size: int, axis: str | None, free: Mapping[str, int]) -> tuple[str, ...]:
         names = self._names(axis, free)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.core import ranges
 from flamingo_jax.core.config import ConfigError
+from flamingo_jax.sharding import exchange
 from flamingo_jax.sharding.layout import Layout
 
 AXES = ("replica", "data", "model")
@@ -43,11 +43,12 @@ class MeshConfig:
             them, so that replica is a multiple of this number; data and model stay inside a slice.
         zero: True to split gradients, moments and float32 weights over data (ZeRO-1).
         sequence_parallel: True to split the residual stream between blocks over model.
-        halves: True to compute each block of the LM for one half of a chip's rows and then for the
-            other. The rows of one half are gathered while the other half is computed. It needs two
-            rows for each chip; a smaller batch is computed whole, and so is each batch on several
-            slices.
-        sums: the collective of the sums over model in such halves. "all_to_all" can run while a
+        halves: True to run Flamingo's LM blocks for two halves of a chip's rows in turn, so that
+            one is sent while the other is computed (`models.halves`). It needs two rows for each
+            chip. What it does not serve is computed whole: a smaller batch, each batch on several
+            slices, grafted blocks, an LM that is trained alone, and blocks with adapters, with a
+            norm after their products or with their parts in parallel.
+        sums: the collective of the sums over model in such blocks. "all_to_all" can run while a
             TPU computes, but loads links more (`sharding.exchange`).
     """
 
@@ -59,7 +60,7 @@ class MeshConfig:
     zero: bool = True
     sequence_parallel: bool = True
     halves: bool = False
-    sums: Literal["reduce_scatter", "all_to_all"] = "reduce_scatter"
+    sums: exchange.Sums = "reduce_scatter"
 
     def __post_init__(self) -> None:
         ranges.check(self, ranges.whole(1, also=(-1, "all devices that are left")), *AXES)
@@ -77,7 +78,7 @@ class MeshConfig:
             zero=self.zero,
             sequence_parallel=self.sequence_parallel,
             halves=self.halves,
-            all_to_all=self.sums == "all_to_all",
+            sums=self.sums,
         )
 
     def sizes(self) -> dict[str, int]:

@@ -38,31 +38,38 @@ class Gather(NamedTuple):
         return math.prod(self.shape) % meshes.WEIGHT_FACTOR == 0
 
 
-def gathers(text, sizes):
-    """Returns every all-gather of a compiled program on a mesh of `sizes`."""
-    module, found = hlo.parse(text), []
-    places = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), axis=-1)
+def instructions(text):
+    """Yields every instruction of a compiled program, with the number of loops around it."""
+    module = hlo.parse(text)
 
     def walk(computation, depth):
         for instruction in computation:
-            if instruction.opcode in ("all-gather", "all-gather-start"):
-                members = places[
-                    device_groups(instruction.attribute("replica_groups"), len(places))
-                ]
-                differ = (members != members[:, :1]).any(axis=(0, 1))
-                axes = tuple(name for name, differs in zip(AXES, differ, strict=True) if differs)
-                for _, shape in hlo.leaves(instruction.type):
-                    found.append(Gather(shape, axes, depth, instruction.op_name))
+            yield instruction, depth
             for inner, _ in module.branches(instruction):
-                walk(inner, depth + (instruction.opcode == "while"))
+                yield from walk(inner, depth + (instruction.opcode == "while"))
 
-    walk(module.computations[module.entry], 0)
+    return walk(module.computations[module.entry], 0)
+
+
+def gathers(text, sizes):
+    """Returns every all-gather of a compiled program on a mesh of `sizes`."""
+    found = []
+    places = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), axis=-1)
+    for instruction, depth in instructions(text):
+        if instruction.opcode not in ("all-gather", "all-gather-start"):
+            continue
+        members = places[device_groups(instruction.attribute("replica_groups"), len(places))]
+        differ = (members != members[:, :1]).any(axis=(0, 1))
+        axes = tuple(name for name, differs in zip(AXES, differ, strict=True) if differs)
+        for _, shape in hlo.leaves(instruction.type):
+            found.append(Gather(shape, axes, depth, instruction.op_name))
     return found
 
 
-@pytest.fixture(scope="module")
-def found():
-    return gathers(meshes.step_on(*SIZES).compiled.as_text(), SIZES)
+@pytest.fixture(scope="module", params=["whole", "in turn"])
+def found(request):
+    in_turn = {"halves": True, "sums": "all_to_all"} if request.param == "in turn" else {}
+    return gathers(meshes.step_on(*SIZES, **in_turn).compiled.as_text(), SIZES)
 
 
 def test_no_weight_crosses_the_model_axis_and_none_moves_inside_a_loop(found):

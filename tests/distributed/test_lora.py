@@ -56,15 +56,6 @@ def test_a_step_is_the_same_on_eight_devices(frozen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", ["compute", "int8"])
-@pytest.mark.parametrize("sums", ["reduce_scatter", "all_to_all"])
-def test_a_step_in_two_halves_of_the_rows_is_the_same(sums, frozen):
-    reference = step_on(*ONE, frozen=frozen).run(initial(frozen))
-    ran = step_on(*EIGHT, frozen=frozen, halves=True, sums=sums).run(initial(frozen))
-    assert_same_step(ran.gradients, ran.weights, ran.metrics, reference)
-
-
-@pytest.mark.slow
 def test_a_step_on_two_slices_is_the_same(monkeypatch):
     monkeypatch.setattr(mesh_lib, "_slices", in_two_slices)
     reference = step_on(*ONE, frozen="compute").run(initial("compute"))

@@ -197,7 +197,10 @@ class Layer(hk.Module):
 
 
 def run_by_number(x, remat):
-    """Three layers that take their weights from the stack by number, shifted by an input."""
+    """Three layers that take their weights from the stack by number, shifted by an input.
+
+    Returns the results of a scan by number, of one body, and of a scan over the weights.
+    """
     stack = Stack(
         3,
         lambda x, shift: (Layer(name="layer")(x) + shift.astype(x.dtype), None),
@@ -206,8 +209,9 @@ def run_by_number(x, remat):
     )
     shifts = jnp.arange(3.0)
     weights = stack.weights(x, layer_slice(shifts, 0))
-    by_number = lambda x, i: stack.layer_of(weights, i, x, shifts[i])
-    return jax.lax.scan(by_number, x, jnp.arange(3))[0], stack.scan(x, weights, shifts)[0]
+    own = (stack.numbers(weights), shifts, {})
+    by_number = stack.scan_of(weights, x, own)[0]
+    return by_number, stack.body_of(weights, x, own), stack.scan(x, weights, shifts)[0]
 
 
 BY_NUMBER = hk.transform(run_by_number)
@@ -217,12 +221,14 @@ BY_NUMBER = hk.transform(run_by_number)
 def test_a_layer_by_its_number_is_the_layer_of_the_scan(remat):
     x = jnp.asarray(RNG.normal(size=(2, 4)), jnp.float32)
     params = BY_NUMBER.init(jax.random.key(0), x, remat)
-    by_number, scanned = BY_NUMBER.apply(params, None, x, remat)
+    by_number, body, scanned = BY_NUMBER.apply(params, None, x, remat)
     np.testing.assert_array_equal(by_number, scanned)
+    np.testing.assert_array_equal(body, scanned)
     gradient = lambda which: jax.grad(
         lambda x: jnp.sum(BY_NUMBER.apply(params, None, x, remat)[which])
     )(x)
-    np.testing.assert_allclose(gradient(0), gradient(1), rtol=1e-6)
+    np.testing.assert_allclose(gradient(0), gradient(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient(1), gradient(2), rtol=1e-6)
 
 
 def kept_by(function, *args):
@@ -240,6 +246,8 @@ def test_a_slice_of_frozen_weights_is_never_kept(remat, slices):
     stack = Stack(3, lambda x, _: (Layer(name="layer")(x), None), name="stack", remat=remat)
     own = lambda x: stack.layer_of({"layer": {"w": stacked}}, 1, x)[0]
     assert kept_by(own, x).count((4, 4)) == slices
+    body = lambda x: stack.body_of({"layer": {"w": stacked}}, x, (jnp.arange(3), None, {}))
+    assert kept_by(body, x).count((4, 4)) == 3 * slices
 
 
 def test_remat_keeps_less_and_changes_no_gradient():

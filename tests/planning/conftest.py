@@ -64,11 +64,11 @@ def plan_program(run_program, tmp_path):
     The plan of the whole 80B takes more than 11 GiB.
     """
 
-    def plan(name, topology, *flags):
+    def plan(name, topology, *flags, argument=""):
         file = tmp_path / "plan.json"
         run_program(
-            *("-m", "flamingo_jax.plan", f"--config=configs/{name}.py", f"--topology={topology}"),
-            *(f"--json={file}", *flags),
+            *("-m", "flamingo_jax.plan", f"--config=configs/{name}.py{argument}"),
+            *(f"--topology={topology}", f"--json={file}", *flags),
             timeout=3600,
         )
         return json.loads(file.read_text())

@@ -57,13 +57,10 @@ def test_one_dataset_of_the_80b_fits_the_papers_1536_chips(plan_program):
 
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
-def test_the_whole_80b_step_fits_and_gets_no_slower(plan_program):
-    """At most 24 GiB per chip.
-
-    The MFU should be 0.38 or more. It is 0.365, so the bound only says that it gets no worse: 16
-    chips sum activations for 0.55 s of 2.76.
-    """
-    data = plan_program("flamingo_80b", "v4:8x12x16")
+@pytest.mark.parametrize(("argument", "mfu"), [("", 0.39), (":8way", 0.50)])
+def test_the_whole_80b_step_fits_and_is_fast_enough(argument, mfu, plan_program):
+    """At most 24 GiB per chip; in no more days than the paper's run (B.1.2)."""
+    data = plan_program("flamingo_80b", "v4:8x12x16", argument=argument)
     assert data["fits"] and data["hbm_bytes"]["total"] <= 24 * GIB
-    assert data["mfu"] >= 0.36
-    assert data["days"] < 16.5  # 15.9; the paper's run took 15 (B.1.2)
+    assert data["mfu"] >= mfu
+    assert data["days"] < 15
