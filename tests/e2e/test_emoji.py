@@ -16,14 +16,29 @@ UNKNOWN = 3  # of the word tokenizer
 STAGES = ("contrastive", "language_model", "flamingo")
 
 
-@pytest.mark.slow
-def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
-    input_ = packages.write(tmp_path / "node_modules")
-    output = tmp_path / "run"
-    options = (f"--packages={input_}", f"--output={output}", "--size=smoke")
-    small = ["--config.model.lm.num_layers=1", "--config.seed=3"]
-    done = run_script("emoji.sh", *options, *small)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A function that runs the script; each call is of the same run."""
+    folder = tmp_path_factory.mktemp("emoji")
+    input_, output = packages.write(folder / "node_modules"), folder / "run"
+
+    def run():
+        options = (f"--packages={input_}", f"--output={output}", "--size=smoke")
+        small = ("--config.model.lm.num_layers=1", "--config.seed=3")
+        done = run_script("emoji.sh", *options, *small)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout, output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def output(smoke):
+    """The folder of the finished run."""
+    return smoke()[1]
+
+
+def test_all_parts_run(output):
     for stage in STAGES:
         assert (output / stage / "export" / "model.json").exists()
     tokenizer = SentencePieceTokenizer.load(output / "tokenizer", ())
@@ -38,9 +53,12 @@ def test_all_parts_run_and_a_rerun_skips_them(tmp_path):
     assert all(0 <= row["value"] <= 1 for row in rows)
     assert {row["shots"] for row in rows if row["task"] == "emoji_name"} == {0}
     assert {row["shots"] for row in rows if row["task"] == "emoji_bind2"} == {0, 2}
-    again = run_script("emoji.sh", *options, *small)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert "records is complete, nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("output")
+def test_a_rerun_skips_what_is_there(smoke):
+    assert "records is complete, nothing to do" in smoke()[0]
 
 
 @pytest.mark.parametrize("option", ["--confg.seed=2", "--size=tiny", "--packages="])
