@@ -14,8 +14,9 @@ a contrastive model's embeddings of images and texts. A run has tasks of one of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -32,7 +33,7 @@ from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.episode import Row
 from flamingo_jax.evaluation.report import report_writer
 from flamingo_jax.evaluation.report.training_logs import training_logs
-from flamingo_jax.evaluation.runner import check_metrics, evaluate_all
+from flamingo_jax.evaluation.runner import check_metrics, episodes_of, evaluate_all, shots_of
 from flamingo_jax.inference.dual_encoder import DualEncoder
 from flamingo_jax.inference.model import Flamingo
 from flamingo_jax.inference.nearest import Rices
@@ -51,8 +52,9 @@ def run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster) 
 
     Raises:
         AgreementError: the processes were given different things.
-        TaskError: a task is unknown, its directory is not given, it does not have a choice of the
-            protocol, or the tasks are of two kinds. It is raised before anything is loaded.
+        TaskError: a task is unknown, its directory or a file is missing, it has too few items, it
+            does not have a choice of the protocol, or the tasks are of two kinds. It is raised
+            before a model is loaded.
         MissingResourceError: something that a metric needs is not installed. It is raised before
             anything is loaded.
         CheckpointError: there is no checkpoint, or it is not of the kind that the tasks need.
@@ -80,6 +82,7 @@ def _run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster)
             "Leave one of them out of this run."
         )
     check_metrics(tasks)
+    _check_data(created, data, config)
     # The default is one device, and with several processes all devices.
     if set(config.mesh.sizes().values()) == {1}:
         mesh = make_mesh(MeshConfig(data=-1)) if cluster.count > 1 else None
@@ -125,6 +128,31 @@ def _run(config: EvaluateConfig, checkpoint: str, output: str, cluster: Cluster)
         video_rate=config.inference.video_rate,
     )
     cluster.report(f"\n{report_writer.text_table(rows) if rows else ''}\nThe report is in {output}")
+
+
+def _check_data(
+    created: Sequence[task.Task | comparison.ComparisonTask],
+    data: Mapping[str, str],
+    config: EvaluateConfig,
+) -> None:
+    """Draws from the data of each task once: what is missing is an error before hours of decoding.
+
+    Args:
+        created: the tasks.
+        data: directories of the benchmarks by name.
+        config: the tasks are made of.
+    """
+    for each in created:
+        if isinstance(each, comparison.ComparisonTask):
+            each.check()
+            continue
+        if not isinstance(each, few_shot.FewShotTask):  # its pictures may be drawn: one will do
+            small = registry.create(each.name, data, dataclasses.replace(config, n=1))
+            each = task.split_by_kind([small])[0][0]
+        elif each.protocol.selection == "rices":  # there is no model yet
+            protocol = dataclasses.replace(each.protocol, selection="random")
+            each = dataclasses.replace(each, protocol=protocol)
+        episodes_of(each, max(shots_of(each)))
 
 
 def _facts(config: EvaluateConfig, checkpoint: str) -> dict[str, Any]:

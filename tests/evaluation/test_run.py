@@ -19,6 +19,7 @@ from flamingo_jax.evaluation import few_shot, registry
 from flamingo_jax.evaluation.config import EvaluateConfig
 from flamingo_jax.evaluation.metrics.ranking import RANKING
 from flamingo_jax.evaluation.run import run
+from flamingo_jax.evaluation.task import TaskError
 from flamingo_jax.sharding.mesh import MeshConfig
 from tests.evaluation.in_memory import Colours
 from tests.evaluation.test_programs import write_export
@@ -107,6 +108,21 @@ def test_where_answers_are_hidden_a_submission_is_written(checkpoint, config, tm
 def test_an_output_has_one_writer(config, tmp_path):
     """Before anything is loaded."""
     with only_writer(tmp_path), pytest.raises(PathError, match="Another run writes to"):
+        run(config, "nowhere", str(tmp_path), Cluster("off"))
+
+
+@pytest.mark.parametrize("selection", ["random", "rices"])
+def test_what_a_later_task_lacks_is_an_error_before_anything_is_loaded(config, selection, tmp_path):
+    tasks, data = ("ranked_colours", "coco"), {**config.data, "coco": str(tmp_path / "coco")}
+    config = dataclasses.replace(config, tasks=tasks, data=data, selection=selection)
+    with pytest.raises(TaskError, match="coco"):
+        run(config, "nowhere", str(tmp_path), Cluster("off"))
+
+
+def test_a_world_that_is_missing_is_an_error_before_anything_is_loaded(config, tmp_path):
+    data = {**config.data, "world": str(tmp_path / "nothing")}
+    config = dataclasses.replace(config, tasks=("ranked_colours", "bind2"), data=data)
+    with pytest.raises(FileNotFoundError, match="nothing"):
         run(config, "nowhere", str(tmp_path), Cluster("off"))
 
 
