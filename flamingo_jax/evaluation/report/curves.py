@@ -118,7 +118,8 @@ def few_shot_curves(rows: Sequence[Row], chance: Mapping[str, float]) -> Figure:
                         values[control] = {row.shots: row for row in own}
                 _curves(axis, values, shots)
                 if (guess := chance.get(members.get("", family))) is not None:
-                    _guessing(axis, guess)
+                    last = [row.value for own in values.values() for row in _last(own, shots)]
+                    _guessing(axis, guess, last)
                 if number == 0:
                     axis.set_title(family, pad=14)
                 if number == len(metrics) - 1:
@@ -210,13 +211,23 @@ def lines_by_shots(
     axis.tick_params(length=0, labelsize=9)
 
 
-def _guessing(axis: Any, guess: float) -> None:
+def _last(values: Mapping[int, Row], shots: Sequence[int]) -> list[Row]:
+    """Returns the results at the two largest numbers of shots of a panel."""
+    return [values[number] for number in shots[-2:] if number in values]
+
+
+def _guessing(axis: Any, guess: float, values: Sequence[float]) -> None:
+    """Draws the line of guessing; its name is on the side that has fewer of the values nearby."""
     axis.axhline(guess, color=INK, linewidth=0.9, dashes=(1, 2), zorder=1)
-    font = {"size": 8, "style": "italic", "color": INK, "ha": "right", "va": "bottom"}
+    above = sum(guess <= value < guess + 0.1 for value in values)
+    below = sum(guess - 0.1 < value < guess for value in values)
+    is_below = above > below and guess > 0.1
+    font = {"size": 8, "style": "italic", "color": INK, "ha": "right"}
     axis.annotate(
         "guessing",
         (1, guess),
-        (-1, 2),
+        (-1, -2 if is_below else 2),
+        va="top" if is_below else "bottom",
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         **font,

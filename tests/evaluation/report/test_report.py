@@ -103,6 +103,14 @@ def test_curves_show_every_value():
     assert texts(axes[0]).count("guessing") == 1 and "guessing" not in texts(axes[1])
 
 
+@pytest.mark.parametrize(("chance", "side"), [(0.75, "top"), (0.85, "bottom")])
+def test_the_name_of_the_line_of_guessing_is_not_on_a_curve(chance, side):
+    """The task's last value is 0.8: below a line just above it, the name would be on it."""
+    axis = curves.few_shot_curves(ROWS, {"bind2": chance}).axes[0]
+    (name,) = [text for text in axis.texts if text.get_text() == "guessing"]
+    assert name.get_verticalalignment() == side
+
+
 def test_gates_are_drawn_without_their_arbitrary_sign():
     figure = curves.gate_curves(LOG)
     first = figure.axes[0].get_lines()[0]
