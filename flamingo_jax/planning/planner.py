@@ -42,8 +42,8 @@ def make_plan(
         prompts: the prompts of prefill and decode; None = the defaults.
 
     Raises:
-        ConfigError: there is no such slice, the config does not fit it, or the TPU compiler is not
-            installed.
+        ConfigError: there is no such slice, the config does not fit it, the TPU compiler is not
+            installed, or it has no implementation for this mesh.
     """
     slice_ = topologies.describe(topology, config.mesh.slices)
     config = _only(config, datasets)
@@ -75,6 +75,12 @@ def _compile(
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        if "UNIMPLEMENTED" in str(error):
+            raise ConfigError(
+                f"The TPU compiler cannot compile this program for {topology.num_slices} slice(s) "
+                f"{topology.name} and config.mesh = {dict(mesh.shape)}: {str(error).strip()} "
+                "Choose other sizes of the mesh, or another slice."
+            ) from error
         if not memory_lib.is_too_large(error):
             raise
         with temporary_directory("flamingo_plan_") as notes:

@@ -36,7 +36,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "80b, m3w, whole blocks recomputed": (*_80B, _M3W, "--config.model.lm.remat=full"),
     "80b, m3w, no sequence parallelism": (*_80B, _M3W, "--config.mesh.sequence_parallel=False"),
     "80b, m3w, a pool of 96": (*_80B, _M3W, "--config.data.datasets.m3w.pool=96"),
-    "80b, m3w, two slices": (*_80B, _M3W, "--config.mesh.slices=2", "--config.mesh.replica=6"),
+    "80b, m3w, two slices": (
+        *(_80B[0], "v4:8x8x16", _M3W),
+        *("--config.mesh.slices=2", "--config.mesh.replica=4"),
+    ),
     "80b, prefill": (_80B[0], "v4:4x4x8", "--program=prefill", *_128_CHIPS),
     "80b, decode": (_80B[0], "v4:4x4x8", "--program=decode", *_128_CHIPS),
     "80b, decode, all images": (

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from flamingo_jax.planning import cost, planner, summary, topologies
+from flamingo_jax.core.config import ConfigError
+from flamingo_jax.planning import cost, flops, planner, program, summary, topologies
 from tests.planning.test_collectives import Chip
 from tests.planning.test_plan import config
 
@@ -37,6 +39,20 @@ TEXT = f"""ENTRY %m (x: bf16[1000,1000], y: bf16[8]) -> bf16[8] {{
   ROOT %b = bf16[8]{{0}} fusion(%a), kind=kLoop, backend_config={{"estimated_cycles":"1050"}}
 }}
 """
+
+
+@pytest.mark.tpu_compiler
+def test_what_the_compiler_has_not_is_an_error_of_the_mesh(monkeypatch):
+    """As of the 80B on two slices v4:8x12x16, with three replicas in each."""
+
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: 3 sized replica_groups. \n")
+
+    refused = program.Program(Refused(), flops.Needed({}, 0, 0), {}, ())
+    monkeypatch.setattr(planner.program_lib, "train", lambda *args: refused)
+    with pytest.raises(ConfigError, match=r"2 slice\(s\) v4:2x2x1 .*'replica': 4.* 3 sized"):
+        planner.make_plan(config("language_model", replica=4, data=2, slices=2), "v4:2x2x1")
 
 
 @pytest.mark.parametrize(
