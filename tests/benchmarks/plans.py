@@ -63,6 +63,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "9b, v4, all": ("configs/flamingo_9b.py", "v4:4x4x8"),
     "9b, v4, int8, 4 chips": ("configs/flamingo_9b.py", "v4:2x2x1", _M3W, *_SMALLEST),
     "9b, v5p": ("configs/flamingo_9b.py", "v5p:4x4x4", _M3W, "--config.mesh.data=64"),
+    "9b, v5e": ("configs/flamingo_9b.py", "v5e:8x16", _M3W),
     "9b, v6e": ("configs/flamingo_9b.py", "v6e:8x16", _M3W),
     "nfnet_f6": ("configs/contrastive_f6.py", "v4:8x8x8"),
     "idefics_9b": ("configs/idefics_9b.py", "v4:4x4x4"),
