@@ -95,14 +95,14 @@ class AxisLayout(Protocol):
     def has_halves(self, rows: int) -> bool:
         """Returns True if the halves of a batch go through blocks in turn (`models.halves`)."""
 
-    def in_turn(self) -> AxisLayout:
-        """Returns the layout of such a block: its products take copies, and give parts."""
+    def for_halves(self) -> AxisLayout:
+        """Returns the layout of such a block: its products take copies or give summands."""
 
     def gathered(self, x: Array) -> Array:
         """Returns copies [n, B, ...] of rows [B, ...] (`sharding.exchange`)."""
 
-    def summed(self, parts: Array) -> Array:
-        """Returns rows [B, ...], the sums of parts [n, B, ...]."""
+    def summed(self, summands: Array) -> Array:
+        """Returns rows [B, ...], the sums of summands [n, B, ...]."""
 
     def product(
         self,
@@ -175,9 +175,9 @@ def has_halves(rows: int) -> bool:
     return layout is not None and layout.has_halves(rows)
 
 
-def in_turn() -> contextlib.AbstractContextManager[None]:
-    """Makes the layout that of a block through which halves go in turn, inside the context."""
-    return with_layout(_needed().in_turn())
+def for_halves() -> contextlib.AbstractContextManager[None]:
+    """In this context, products of tokens take copies or give summands (`models.halves`)."""
+    return with_layout(_needed().for_halves())
 
 
 def gathered(x: Array) -> Array:
@@ -185,9 +185,9 @@ def gathered(x: Array) -> Array:
     return _needed().gathered(x)
 
 
-def summed(parts: Array) -> Array:
+def summed(summands: Array) -> Array:
     """Returns the rows [B, ...] of which the chips of a model group have summands [n, B, ...]."""
-    return _needed().summed(parts)
+    return _needed().summed(summands)
 
 
 def product(

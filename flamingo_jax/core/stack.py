@@ -29,15 +29,16 @@ from flamingo_jax.core.params import Axes, inside, scope_of_stack, unrecorded
 Remat = Literal["none", "projections", "full"]
 Loops = Literal["scanned", "unrolled"]
 BETWEEN = "between"
-"""Name of the residual stream between two blocks of `Stack.body_of`; each remat keeps it."""
+"""Name of the residual stream between two blocks of `Stack.body_of`, which every remat keeps."""
 SAVED = ("query", "key", "value", "attended", "mlp_hidden", "convolved", BETWEEN)
 """Activations that remat "projections" keeps (named with `jax.ad_checkpoint.checkpoint_name`).
 
 They are the results of column-split products, the residual stream between attention and
-feed-forward, and the results of convolutions.
+feed-forward, the results of convolutions, and `BETWEEN`.
 """
 
 _LOOPS: contextvars.ContextVar[Loops] = contextvars.ContextVar("loops", default="scanned")
+_IN_LOOP: contextvars.ContextVar[bool] = contextvars.ContextVar("in_loop", default=False)
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ class Stack:
                 "none" keeps all; "projections" keeps those that are named with `checkpoint_name`
                 (one of `SAVED`), so that no collective, large product or convolution is computed
                 twice;
-                "full" keeps only the input of the block.
+                "full" keeps only the input of the block (and what is named `BETWEEN`).
             unrolled: True applies stacked weights in a Python loop.
         """
         self.num_layers = num_layers
@@ -173,19 +174,21 @@ class Stack:
     def body_of(self, weights: trees.Params, x: Any, own: tuple[Any, Any, Any]) -> Any:
         """Applies a range of blocks as one body of the program; arguments as in `scan_of`.
 
-        x may have another form after a block than before. The compiler may move instructions from
-        block to block. The blocks are rematerialised together; what they name `BETWEEN` is kept.
+        The compiler may move instructions from block to block. The tree of x may change from block
+        to block (`models.halves.Halves`). The blocks are rematerialised together; what they name
+        `BETWEEN` is kept.
 
         Returns:
             x; the blocks have no outputs.
         """
 
         def run(x: Any, own: Any) -> Any:
-            for i in range(_num_layers(own)):
-                number, inputs, trained = layer_slice(own, i)
+            for number, inputs, trained in _each_layer(own):
                 x, _ = self._once(self._own(weights, number, trained), x, inputs)
             return x
 
+        if is_unrolled(own):  # its numbers are no arrays
+            return self._kept(lambda x: run(x, own))(x)
         return self._kept(run)(x, own)
 
     def numbers(self, weights: Any) -> Any:
@@ -216,8 +219,8 @@ class Stack:
         if self._remat == "none":
             return function
         # Inside a loop XLA cannot merge the recomputation with the forward pass.
-        in_loop = not self._unrolled and _LOOPS.get() == "scanned"
-        return jax.checkpoint(function, prevent_cse=not in_loop, policy=saved_by(self._remat))
+        prevent = not _IN_LOOP.get()
+        return jax.checkpoint(function, prevent_cse=prevent, policy=saved_by(self._remat))
 
     def __call__(self, x: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Applies all blocks, one after another.
@@ -239,7 +242,7 @@ class Stack:
 
 
 def saved_by(remat: Remat) -> Callable[..., bool]:
-    """Returns the policy of `jax.checkpoint` that keeps what `remat` keeps, if it is not "none"."""
+    """Returns the policy of `jax.checkpoint` for "projections" or "full"."""
     names = SAVED if remat == "projections" else (BETWEEN,)
     return jax.checkpoint_policies.save_only_these_names(*names)
 
@@ -259,7 +262,18 @@ def scan(
         (x, outputs): outputs stacked on a leading layer axis after a scan, else unrolled.
     """
     if not (unrolled or is_unrolled(inputs)):
-        return jax.lax.scan(function, x, inputs, unroll=_LOOPS.get() == "unrolled")
+        at_once = _LOOPS.get() == "unrolled"
+        # XLA removes a loop of one step.
+        in_loop = _IN_LOOP.get() or not (at_once or _num_layers(inputs) == 1)
+
+        def step(x: Any, one: Any) -> tuple[Any, Any]:
+            token = _IN_LOOP.set(in_loop)
+            try:
+                return function(x, one)
+            finally:
+                _IN_LOOP.reset(token)
+
+        return jax.lax.scan(step, x, inputs, unroll=at_once)
     outputs = []
     for number in range(_num_layers(inputs)):
         x, output = function(x, layer_slice(inputs, number))
@@ -352,6 +366,23 @@ def ungrouped(tree: Any) -> Any:
 
 def _num_layers(tree: Any) -> int:
     return len(jax.tree.leaves(tree, is_leaf=_is_layers)[0])
+
+
+def _each_layer(tree: Any) -> list[Any]:
+    """Returns the layers of a stacked or unrolled tree.
+
+    The gradient of a stacked leaf is one concatenation. That of `layer_slice` would be a sum of
+    arrays of the size of all layers.
+    """
+    number = _num_layers(tree)
+
+    def split(leaf: Any) -> Any:
+        if _is_layers(leaf):
+            return leaf.layers
+        return [jnp.squeeze(one, 0) for one in jax.lax.split(leaf, (1,) * number)]
+
+    leaves, form = jax.tree.flatten(tree, is_leaf=_is_layers)
+    return [jax.tree.unflatten(form, own) for own in zip(*map(split, leaves), strict=True)]
 
 
 def _is_layers(leaf: Any) -> bool:

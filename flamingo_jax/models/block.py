@@ -57,12 +57,12 @@ class Block(hk.Module):
         cache: Any = None,
         is_global: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "*n B T D"], Any]:
-        """Returns `SelfAttention` of its input x; in a block `in_turn`, summands of copies."""
+        """Returns `SelfAttention` of x; of copies, its summands (`models.halves`)."""
         return SelfAttention(self.config, context, is_global, name="attention")(x, cache)
 
     @hk.name_like("__call__")
     def feed_forward(self, x: Float[Array, "*n B T D"]) -> Float[Array, "*n B T D"]:
-        """Returns `FeedForward` of its input x; in a block `in_turn`, summands of copies."""
+        """Returns `FeedForward` of x; of copies, its summands (`models.halves`)."""
         config = self.config
         return feed_forward(
             x,

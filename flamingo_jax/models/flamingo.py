@@ -289,8 +289,8 @@ class FlamingoModule(hk.Module):
 
             def between(blocks: Stack, weights: Any, x: Array, inputs: Any) -> tuple[Array, Any]:
                 split = _split(weights, self._trains)
-                in_turn = halves.are_possible(config.lm, x, own)
-                return interleave(config.xattn, (blocks, split, inputs), layers, x, in_turn=in_turn)
+                run = _by_halves if halves.are_possible(config.lm, x, own) else Stack.scan_of
+                return interleave(config.xattn, (blocks, split, inputs), layers, x, run)
 
             # With a cache nothing is trained.
             layers = (xattn, (weights, {}) if cache is None else ({}, weights), cached)
@@ -323,7 +323,7 @@ def _split(
     return trees.partition(weights, {path: trains(path) for path in trees.flatten(weights)})
 
 
-def _in_turn(
+def _by_halves(
     blocks: Stack, frozen: trees.Params, x: Float[Array, "B T D"], own: Any
 ) -> tuple[Float[Array, "B T D"], None]:
     """Runs some of the LM's blocks as `Stack.scan_of` does, with the halves of the rows in turn."""
@@ -365,8 +365,7 @@ def interleave(
     lm: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     xattn: tuple[Stack, tuple[trees.Params, trees.Params], Any],
     x: Float[Array, "B T D"],
-    *,
-    in_turn: bool = False,
+    run_blocks: Callable[..., tuple[Array, Any]] = Stack.scan_of,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, Any]]:
     """Runs the LM's blocks, with a cross-attention layer before block i if i % every == offset.
 
@@ -382,7 +381,7 @@ def interleave(
             are (trained ones, frozen ones).
         xattn: the same for the cross-attention layers, of which training trains all.
         x: the embedded text.
-        in_turn: whether the halves of its rows go through the blocks of a group in turn (`halves`).
+        run_blocks: runs the blocks of a group; arguments as of `Stack.scan_of`.
 
     Returns:
         (x, (outputs of the blocks, outputs of the cross-attention layers)), stacked or unrolled
@@ -396,7 +395,7 @@ def interleave(
     numbers = layers.numbers((xattn_trained, xattn_frozen))
     of_layers = (numbers, cached, xattn_trained)
 
-    run = functools.partial(_in_turn if in_turn else Stack.scan_of, blocks, frozen)
+    run = functools.partial(run_blocks, blocks, frozen)
 
     def group(x: Array, both: Any) -> tuple[Array, Any]:
         (number, inputs, weights), theirs = both

@@ -1,16 +1,15 @@
 """Two halves of the rows go through the LM's blocks in turn: one is sent while one is computed.
 
-    a chip computes             meanwhile its links
-    attention of half 0         sum the last product of half 1, and gather its next input
-    attention of half 1         sum the product of half 0, and gather its next input
-    feed-forward of half 0      sum the product of half 1, and gather its next input
-    feed-forward of half 1      ...
-    attention of half 0, next block
+    a chip computes           meanwhile its links
+    attention of half 0       sum feed-forward of half 1, gather its input of attention
+    attention of half 1       sum attention of half 0, gather its input of feed-forward
+    feed-forward of half 0    sum attention of half 1, gather its input of feed-forward
+    feed-forward of half 1    sum feed-forward of half 0, gather its input of the next attention
 
-A product is not summed in the part of the block that makes it. Its summands, one on each chip of a
-model group, are handed on to the next part, also from block to block. The compiler would choose
-another order; `jax.lax.optimization_barrier` prescribes this one. It joins the gathered input of
-one half with the summands of the other. So the next product can begin when the sum begins. The
+The chips of a model group each have a summand of a product (`sharding.exchange`). The part of a
+block that makes the summands does not add them: the next part does, also from block to block. A
+barrier (`jax.lax.optimization_barrier`) makes this order. It joins the gathered input of one half
+with the summands of the other, so that the sum starts when the next product can start. The
 transpose of a barrier is a barrier: the backward pass has the same order, reversed.
 
 Each chip has rows of both halves. The sums and the results are those of `Block`.
@@ -40,7 +39,7 @@ class Halves(NamedTuple):
     Attributes:
         x: of each half, [B/2, T, D].
         last: the summands [n, B/2, T, D] of the last product of the second half, which is not in
-            its x; None before a block.
+            its x; None before the first block of a group.
     """
 
     x: tuple[Array, Array]
@@ -48,7 +47,7 @@ class Halves(NamedTuple):
 
 
 def are_possible(config: LMConfig, x: Float[Array, "B T D"], cache: Any) -> bool:
-    """Returns True if the layout has halves for these rows, and blocks of this config take them.
+    """Returns True if these rows can go through the blocks as two halves.
 
     A block with a norm after its products, with adapters or with its parts in parallel does not,
     and no block does with a cache.
@@ -72,30 +71,30 @@ def join(halves: Halves) -> Float[Array, "B T D"]:
     return residual(x.reshape(-1, *x.shape[2:]))
 
 
-def in_turn(
+def apply(
     block: Block, halves: Halves, context: Context, is_global: Bool[Array, ""] | None
 ) -> Halves:
     """Applies a block to both halves; other arguments as of `Block`."""
-    x, parts, of = list(halves.x), halves.last, "mlp"
+    x, summands, made_by = list(halves.x), halves.last, "mlp"
     contexts = _halves_of(context)
-    with axes.in_turn():
+    with axes.for_halves():
         for part in ("attention", "mlp"):
             for own, other in ((0, 1), (1, 0)):
                 copies = axes.gathered(block.before(residual(x[own]), part))
-                if parts is not None:
-                    copies, parts = jax.lax.optimization_barrier((copies, parts))
-                    x[other] = _added(x[other], parts, of)
+                if summands is not None:
+                    copies, summands = jax.lax.optimization_barrier((copies, summands))
+                    x[other] = _added(x[other], summands, made_by)
                 if part == "attention":
-                    parts, _ = block.attention(copies, contexts[own], None, is_global)
+                    summands, _ = block.attention(copies, contexts[own], None, is_global)
                 else:
-                    parts = block.feed_forward(copies)
-                of = part
-    return Halves((x[0], x[1]), parts)
+                    summands = block.feed_forward(copies)
+                made_by = part
+    return Halves((x[0], x[1]), summands)
 
 
-def _added(x: Array, product: Array, part: str) -> Array:
-    """Returns x + the sum of a part's product, which is in summands."""
-    return checkpoint_name(residual(x + axes.summed(product)), _SAVED_AS[part])
+def _added(x: Array, summands: Array, part: str) -> Array:
+    """Returns x + what a part of a block computed."""
+    return checkpoint_name(residual(x + axes.summed(summands)), _SAVED_AS[part])
 
 
 def _halves_of(tree: Any) -> tuple[Any, Any]:

@@ -56,7 +56,7 @@ def block_stack(config: LMConfig, context: Context, *, name: str) -> Stack:
     def block(x: Array | Halves, inputs: Any) -> tuple[Any, Any]:
         cache, is_global = inputs
         if isinstance(x, Halves):
-            return halves.in_turn(Block(config), x, context, is_global), None
+            return halves.apply(Block(config), x, context, is_global), None
         return Block(config)(x, context, cache, is_global)
 
     return Stack(config.num_layers, block, name=name, remat=config.remat)

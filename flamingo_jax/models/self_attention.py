@@ -116,7 +116,7 @@ class SelfAttention(hk.Module):
         """Attends x itself, or the cache after x has been written into it.
 
         Args:
-            x: the tokens, [B, T, D]; in a block `in_turn` copies of them (`models.halves`).
+            x: the tokens, [B, T, D]; or copies of them [n, B, T, D] (`models.halves`).
             cache: this layer's; None in training.
 
         Returns:

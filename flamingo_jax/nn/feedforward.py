@@ -74,7 +74,7 @@ class FeedForward(hk.Module):
     def __call__(self, x: Float[Array, "*n B L D"]) -> Float[Array, "*n B L D"]:
         """Applies the layer, without a norm and without the residual sum.
 
-        In a block `in_turn`, x is in copies and the result in summands (`models.halves`).
+        Of copies of x [n, B, L, D], the result is in summands (`models.halves`).
         """
         up = self._widen(x, "up")
         if self.activation in GATED:

@@ -2,20 +2,20 @@
 
     rows     [B, T, D]       rows of the residual stream, split over all chips
     copies   [n, B, T, D]    each of the n chips of a model group has all rows of the group
-    parts    [n, B, T, D]    each has its summand of all rows of the group
+    summands [n, B, T, D]    each has its summand of all rows of the group
 
-    rows --gathered--> copies --of_copies(w)--> [B, T, M]     w [D, M/n], split by columns
-    [B, T, M] --in_parts(w)--> parts --summed--> rows         w [M/n, D], split by rows
+    rows --gathered--> copies --of_copies(w)--> [B, T, M]         w [D, M/n], split by columns
+    [B, T, M] --in_summands(w)--> summands --summed--> rows       w [M/n, D], split by rows
 
 The partitioner of XLA would put a collective next to its product. Apart, other products can be
 computed in between (`models.halves`). The backward pass has the same four functions: `gathered` and
-`summed` are each other's transposes, and so are `of_copies` and `in_parts`.
+`summed` are each other's transposes, and so are `of_copies` and `in_summands`.
 
 "Summed" is a reduce-scatter, or an all-to-all: each chip sends to each other chip the rows of that
 chip, and then adds what it got, in float32. The TPU compiler runs gathers and all-to-alls while
 other instructions compute, but not reduce-scatters. An all-to-all brings as many bytes to each chip
-as a reduce-scatter, and more through the chips in between: 1.7 times as much on a link of a block
-of 2x2x2 chips, 3.2 times of 4x2x2.
+as a reduce-scatter. But a link also carries what passes through to other chips: 1.7 times as much
+in a block of 2x2x2 chips, 3.2 times in one of 4x2x2.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def gathered(mesh: Mesh, sums: Sums, x: Float[Array, "B ..."]) -> Float[Array, "
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def summed(mesh: Mesh, sums: Sums, parts: Float[Array, "n B ..."]) -> Float[Array, "B ..."]:
-    """Returns the sums of parts, with their rows split over all chips.
+def summed(mesh: Mesh, sums: Sums, summands: Float[Array, "n B ..."]) -> Float[Array, "B ..."]:
+    """Returns the sums of summands, with their rows split over all chips.
 
     Args:
         mesh: the device mesh; all its chips divide B.
         sums: the collective.
-        parts: the summands.
+        summands: one from each chip of a model group.
     """
 
-    def add(parts: Array) -> Array:
-        (own,) = parts
+    def add(summands: Array) -> Array:
+        (own,) = summands
         if sums == "reduce_scatter":
             return jax.lax.psum_scatter(own, "model", scatter_dimension=0, tiled=True)
         received = jax.lax.all_to_all(own, "model", 0, 0, tiled=True)
@@ -74,7 +74,7 @@ def summed(mesh: Mesh, sums: Sums, parts: Float[Array, "n B ..."]) -> Float[Arra
         total = functools.reduce(jnp.add, (part.astype(jnp.float32) for part in received))
         return total.astype(own.dtype)
 
-    return _on_each_chip(mesh, add, _COPIES, PartitionSpec(_ROWS))(parts)
+    return _on_each_chip(mesh, add, _COPIES, PartitionSpec(_ROWS))(summands)
 
 
 gathered.defvjp(
@@ -82,7 +82,7 @@ gathered.defvjp(
     lambda mesh, sums, _, dy: (summed(mesh, sums, dy),),
 )
 summed.defvjp(
-    lambda mesh, sums, parts: (summed(mesh, sums, parts), None),
+    lambda mesh, sums, summands: (summed(mesh, sums, summands), None),
     lambda mesh, sums, _, dy: (gathered(mesh, sums, dy),),
 )
 
@@ -131,14 +131,15 @@ def _columns_backward(
     x_axes = copies.ndim - 1 - len(contracted)
     transposed = _transposed(multiply, contracted, x_axes, copies.dtype)
     _, pull = jax.vjp(lambda w: multiply(_own(mesh, copies), w), w)
-    return _parts(mesh, transposed, axes, out, dy, w), pull(dy)[0]
+    return _summands(mesh, transposed, axes, out, dy, w), pull(dy)[0]
 
 
+# The gradient of a frozen weight is traced too, and is removed by the compiler, as nothing uses it.
 _columns.defvjp(lambda *args: (_columns(*args), args[4:]), _columns_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def in_parts(
+def in_summands(
     mesh: Mesh,
     multiply: Multiply,
     axes: Axes,
@@ -146,7 +147,7 @@ def in_parts(
     x: Float[Array, "B ..."],
     w: Array | Int8Weight,
 ) -> Float[Array, "n B ..."]:
-    """Returns the parts of multiply(x, w).
+    """Returns the summands of multiply(x, w).
 
     Args:
         mesh: the device mesh.
@@ -156,25 +157,25 @@ def in_parts(
         x: the group's rows, split over model as w is.
         w: the weight.
     """
-    return _parts(mesh, multiply, axes, contracted, x, w)
+    return _summands(mesh, multiply, axes, contracted, x, w)
 
 
-def _in_parts_backward(
+def _in_summands_backward(
     mesh: Mesh,
     multiply: Multiply,
     axes: Axes,
     contracted: tuple[int, ...],
     operands: tuple[Array, Any],
-    dparts: Array,
+    dsummands: Array,
 ) -> tuple[Array, Any]:
     x, w = operands
-    dy = _own(mesh, dparts)  # a sum hands its gradient to each part
+    dy = _own(mesh, dsummands)  # a sum hands its gradient to each summand
     transposed = _transposed(multiply, contracted, x.ndim - len(contracted), x.dtype)
     _, pull = jax.vjp(lambda w: multiply(x, w), w)
     return transposed(dy, w), pull(dy)[0]
 
 
-in_parts.defvjp(lambda *args: (in_parts(*args), args[4:]), _in_parts_backward)
+in_summands.defvjp(lambda *args: (in_summands(*args), args[4:]), _in_summands_backward)
 
 
 def _on_each_chip(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
@@ -188,11 +189,13 @@ def _own(mesh: Mesh, copies: Array) -> Array:
     return _on_each_chip(mesh, lambda copies: copies[0], _COPIES, PartitionSpec(_BATCH))(copies)
 
 
-def _parts(
+def _summands(
     mesh: Mesh, multiply: Multiply, axes: Axes, contracted: tuple[int, ...], x: Array, w: Any
 ) -> Array:
     """Returns multiply(x, w) of each chip's part of x and w, not summed."""
     entries = axes_lib.spec(axes)
+    # Else each chip would have the whole product.
+    assert "model" in [entries[axis] for axis in contracted], (axes, contracted)
     before = (None,) * (x.ndim - 1 - len(contracted))
     of_x = PartitionSpec(_BATCH, *before, *(entries[axis] for axis in contracted))
     of_w: Any = entries

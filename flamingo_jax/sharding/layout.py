@@ -42,7 +42,7 @@ class Layout:
             are not summed over them.
         halves: True to run the LM's blocks for two halves of the rows in turn (`models.halves`).
         sums: the collective of the sums over model in such blocks (`exchange`).
-        turn: True inside such a block.
+        within_halves: True inside such a block.
     """
 
     mesh: Mesh
@@ -51,7 +51,7 @@ class Layout:
     apart: tuple[str, ...] = ()
     halves: bool = False
     sums: exchange.Sums = "reduce_scatter"
-    turn: bool = False
+    within_halves: bool = False
 
     @property
     def device(self) -> jax.Device:
@@ -86,20 +86,20 @@ class Layout:
 
     def has_halves(self, rows: int) -> bool:
         """Returns True if halves go through blocks in turn, and both have rows for each chip."""
-        possible = rows % 2 == 0 and self.sequence_parallel and self.spreads(rows // 2, "rows")
-        return self.halves and possible and not self.apart
+        on = self.halves and self.sequence_parallel and self.mesh.shape["model"] > 1
+        return on and not self.apart and rows % 2 == 0 and self.spreads(rows // 2, "rows")
 
-    def in_turn(self) -> Layout:
+    def for_halves(self) -> Layout:
         """Returns the layout of a block through which halves go in turn."""
-        return dataclasses.replace(self, turn=True)
+        return dataclasses.replace(self, within_halves=True)
 
     def gathered(self, x: jax.Array) -> jax.Array:
         """Returns `exchange.gathered`."""
         return exchange.gathered(self.mesh, self.sums, x)
 
-    def summed(self, parts: jax.Array) -> jax.Array:
+    def summed(self, summands: jax.Array) -> jax.Array:
         """Returns `exchange.summed`."""
-        return exchange.summed(self.mesh, self.sums, parts)
+        return exchange.summed(self.mesh, self.sums, summands)
 
     def product(
         self,
@@ -112,15 +112,15 @@ class Layout:
     ) -> jax.Array:
         """Returns multiply(x, w) + bias; arguments as in `core.axes.product`.
 
-        In a block `in_turn`, a product of copies [n, B, T, ...] is [B, T, ...], and a product of
-        [B, T, ...] is parts [n, B, T, ...], each with its share of the bias. Other products are as
-        everywhere.
+        Where halves go in turn, a product of copies [n, B, T, ...] is [B, T, ...], and a product of
+        [B, T, ...] is summands [n, B, T, ...], each with its share of the bias. Products of arrays
+        with one batch axis (relative positions) stay as they are.
         """
         batch_axes = x.ndim - len(contracted)
-        if self.turn and batch_axes == 3:
+        if self.within_halves and batch_axes == 3:
             y = exchange.of_copies(self.mesh, multiply, axes, contracted, x, w)
-        elif self.turn and batch_axes == 2:
-            y = exchange.in_parts(self.mesh, multiply, axes, contracted, x, w)
+        elif self.within_halves and batch_axes == 2:
+            y = exchange.in_summands(self.mesh, multiply, axes, contracted, x, w)
             bias = None if bias is None else bias / len(y)
         else:
             y = multiply(x, w)

@@ -44,10 +44,12 @@ class MeshConfig:
         zero: True to split gradients, moments and float32 weights over data (ZeRO-1).
         sequence_parallel: True to split the residual stream between blocks over model.
         halves: True to run Flamingo's LM blocks for two halves of a chip's rows in turn, so that
-            one is sent while the other is computed (`models.halves`). It needs two rows for each
-            chip. What it does not serve is computed whole: a smaller batch, each batch on several
-            slices, grafted blocks, an LM that is trained alone, and blocks with adapters, with a
-            norm after their products or with their parts in parallel.
+            one is sent while the other is computed (`models.halves`). It needs an even number of
+            rows for each chip, sequence_parallel, and model > 1. What it does not serve is computed
+            whole: other batches, gradients that several slices sum once, decoding, grafted blocks,
+            an LM that is trained alone, and blocks with adapters, with a norm after their products
+            or with their parts in parallel. A group of blocks between two cross-attention layers
+            is compiled as one body, so compile time grows with `xattn.every`.
         sums: the collective of the sums over model in such blocks. "all_to_all" can run while a
             TPU computes, but loads links more (`sharding.exchange`).
     """

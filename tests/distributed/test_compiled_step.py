@@ -119,10 +119,11 @@ def test_gathers_of_weights_would_be_found(monkeypatch):
 Operation = collections.namedtuple("Operation", ("kind", "operands", "results", "place"))
 
 
-@pytest.fixture(scope="module")
-def operations():
+@pytest.fixture(scope="module", params=["whole", "in turn"])
+def operations(request):
     """All operations of the step in bfloat16, before compilation."""
-    module, found = meshes.step_on(*SIZES, compute="bfloat16").lowered.compiler_ir("stablehlo"), []
+    step = meshes.step_on(*SIZES, compute="bfloat16", halves=request.param == "in turn")
+    module, found = step.lowered.compiler_ir("stablehlo"), []
 
     def dtypes(values):
         return tuple(

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flamingo_jax.core import trees
 from flamingo_jax.core.params import axes_of, param
-from flamingo_jax.core.stack import Stack, layer_slice
+from flamingo_jax.core.stack import Stack, layer_slice, unrolled
 from flamingo_jax.data.schema import Batch
 from flamingo_jax.models import api, flamingo
 from flamingo_jax.models.cache import Media
@@ -248,6 +248,9 @@ def test_a_slice_of_frozen_weights_is_never_kept(remat, slices):
     assert kept_by(own, x).count((4, 4)) == slices
     body = lambda x: stack.body_of({"layer": {"w": stacked}}, x, (jnp.arange(3), None, {}))
     assert kept_by(body, x).count((4, 4)) == 3 * slices
+    apart = unrolled({"layer": {"w": stacked}})
+    separate = stack.body_of(apart, x, (stack.numbers(apart), None, {}))
+    np.testing.assert_array_equal(separate, body(x))
 
 
 def test_remat_keeps_less_and_changes_no_gradient():

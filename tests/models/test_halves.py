@@ -5,6 +5,7 @@ Sums over chips have another order: results agree to 1e-5 of their largest numbe
 
 import collections
 import dataclasses
+import re
 
 import haiku as hk
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.core.axes import with_layout
-from flamingo_jax.core.stack import layer_slice
+from flamingo_jax.core.stack import grouped, layer_slice, scan
 from flamingo_jax.models import halves, self_attention
 from flamingo_jax.models import lm as lm_lib
 from flamingo_jax.models.lm_config import LMConfig
@@ -24,6 +25,12 @@ from tests.distributed.test_compiled_step import instructions
 SMALL = LMConfig(vocab_size=32, num_layers=2, width=16, num_heads=4, remat="projections")
 OTHERS = {
     "chinchilla": {},
+    "norms of heads, biases of all products": {
+        "qk_norm": True,
+        "attention_bias": True,
+        "position": "rotary",
+        "remat": "none",
+    },
     "blocks alone are kept": {"remat": "full"},
     "one key head for two chips": {"num_kv_heads": 2, "position": "rotary", "activation": "swiglu"},
     "some layers are local": {"global_every": 2, "sliding_window": 3, "position": "rotary"},
@@ -35,8 +42,8 @@ def config_of(name):
     return dataclasses.replace(SMALL, **OTHERS[name])
 
 
-def run(config, x, segment, *, in_turn):
-    """Runs the blocks; all their weights are trained."""
+def run(config, x, segment, *, in_turn, groups=1):
+    """Runs the blocks, in equal groups; all their weights are trained."""
     stack = lm_lib.block_stack(config, self_attention.packed_context(segment), name="blocks")
     inputs = lm_lib.inputs_of(config, None)
     weights = stack.weights(x, layer_slice(inputs, 0))
@@ -44,7 +51,11 @@ def run(config, x, segment, *, in_turn):
     if not in_turn:
         return stack.scan_of({}, x, own)[0]
     assert halves.are_possible(config, x, None)
-    return halves.join(stack.body_of({}, halves.split(x), own))
+
+    def group(x, own):
+        return halves.join(stack.body_of({}, halves.split(x), own)), None
+
+    return scan(group, x, grouped(own, groups))[0]
 
 
 RUN = hk.transform(run)
@@ -77,21 +88,41 @@ def test_blocks_in_turn_are_the_blocks(name, sums):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.max(np.abs(other)))
 
 
-def test_no_collective_is_made_twice():
-    """Frozen blocks: 2 blocks x 2 parts x 2 halves, forward and backward."""
+@pytest.mark.parametrize("groups", [1, 2], ids=["outside a loop", "in a loop"])
+@pytest.mark.parametrize("remat", ["projections", "full"])
+def test_no_collective_is_made_twice(remat, groups):
+    """Frozen groups of 2 blocks x 2 parts x 2 halves, forward and backward.
+
+    With remat "full" the backward pass makes the sums of 2 blocks again, except for the last, and
+    gathers again.
+    """
+    config = dataclasses.replace(SMALL, remat=remat, num_layers=2 * groups)
     x, segment = jnp.zeros((16, 6, 16)), jnp.ones((16, 6), jnp.int32)
-    params = RUN.init(jax.random.key(1), SMALL, x, segment, in_turn=False)
+    params = RUN.init(jax.random.key(1), config, x, segment, in_turn=False)
     mesh = dataclasses.replace(MESH, sums="all_to_all")
 
     def both(params, x, dy):
-        apply = lambda x: RUN.apply(params, None, SMALL, x, segment, in_turn=True)
+        apply = lambda x: RUN.apply(params, None, config, x, segment, in_turn=True, groups=groups)
         y, pull = jax.vjp(apply, x)
         return y, pull(dy)
 
     with with_layout(mesh.layout(make_mesh(mesh))):
         text = jax.jit(both).lower(params, x, x).compile().as_text()
     found = collections.Counter(instruction.opcode for instruction, _ in instructions(text))
-    assert found["all-to-all"] == found["all-gather"] == 2 * 2 * 2 * 2
+    made = (found["all-to-all"], found["all-gather"])
+    assert made == (16, 16) if remat == "projections" else made == (20, 24)
+
+
+def test_gradients_of_a_group_are_joined_and_not_added():
+    """A sum would be of one array of the size of the group for each of its blocks."""
+    x, segment = jnp.zeros((16, 6, 16)), jnp.ones((16, 6), jnp.int32)
+    params = RUN.init(jax.random.key(1), SMALL, x, segment, in_turn=False)
+    loss = lambda params: jnp.sum(RUN.apply(params, None, SMALL, x, segment, in_turn=True))
+    with with_layout(MESH.layout(make_mesh(MESH))):
+        text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    up = r"tensor<2x16x64xf32>"  # of both blocks
+    assert re.search(rf"stablehlo.concatenate .* {up}", text)
+    assert not re.search(rf"stablehlo.(add|pad) .*{up}", text)
 
 
 def test_halves_have_rows_of_every_chip_and_join_to_the_batch():
@@ -109,6 +140,7 @@ def test_halves_have_rows_of_every_chip_and_join_to_the_batch():
         ({"parallel_residual": True}, 16),
         ({"lora": LoRAConfig(targets=("query",))}, 16),
         ({}, 8),  # one for each chip
+        ({}, 24),  # three for each chip
     ],
 )
 def test_what_halves_do_not_serve_is_computed_whole(changes, rows):
@@ -119,3 +151,12 @@ def test_what_halves_do_not_serve_is_computed_whole(changes, rows):
         assert halves.are_possible(SMALL, jnp.zeros((16, 6, 16)), None)
         assert not halves.are_possible(SMALL, jnp.zeros((16, 6, 16)), cache={})
         assert not halves.are_possible(other, x, None)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"halves": False}, {"sequence_parallel": False}, {"data": 8, "model": 1}]
+)
+def test_meshes_without_halves(changes):
+    mesh = dataclasses.replace(MESH, **changes)
+    with with_layout(mesh.layout(make_mesh(mesh))):
+        assert not halves.are_possible(SMALL, jnp.zeros((16, 6, 16)), None)

@@ -32,8 +32,8 @@ def test_a_product_and_its_gradients_are_the_plain_ones(case, sums, stored):
 
     def apart(x, w):
         if case == "rows":
-            parts = exchange.in_parts(mesh, multiply, axes, contracted, x, w)
-            return exchange.summed(mesh, sums, parts)
+            summands = exchange.in_summands(mesh, multiply, axes, contracted, x, w)
+            return exchange.summed(mesh, sums, summands)
         copies = exchange.gathered(mesh, sums, x)
         return exchange.of_copies(mesh, multiply, axes, contracted, copies, w)
 
@@ -51,7 +51,7 @@ def test_a_product_and_its_gradients_are_the_plain_ones(case, sums, stored):
     )
 
 
-def test_copies_and_parts_are_apart_on_the_chips():
+def test_copies_and_summands_are_apart_on_the_chips():
     """Each chip has all rows of its group, and no sum has been made."""
     mesh = make_mesh(MeshConfig(1, 2, 4))
     x = jnp.arange(32.0).reshape(16, 2)
@@ -60,7 +60,7 @@ def test_copies_and_parts_are_apart_on_the_chips():
     assert copies.sharding.shard_shape(copies.shape) == (1, 8, 2)
     w = jnp.arange(8.0).reshape(8, 1)
     multiply = lambda x, w: x @ w
-    product = functools.partial(exchange.in_parts, mesh, multiply, ("mlp", "embed"), (0,))
-    parts = jax.jit(product)(jnp.ones((16, 8)), w)
-    assert parts.sharding.shard_shape(parts.shape) == (1, 8, 1)
-    np.testing.assert_array_equal(parts[:, 0, 0], [1.0, 5.0, 9.0, 13.0])
+    product = functools.partial(exchange.in_summands, mesh, multiply, ("mlp", "embed"), (0,))
+    summands = jax.jit(product)(jnp.ones((16, 8)), w)
+    assert summands.sharding.shard_shape(summands.shape) == (1, 8, 1)
+    np.testing.assert_array_equal(summands[:, 0, 0], [1.0, 5.0, 9.0, 13.0])
