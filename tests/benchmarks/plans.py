@@ -17,6 +17,7 @@ import sys
 
 _80B = ("configs/flamingo_80b.py", "v4:8x12x16")
 _M3W = "--datasets=m3w"
+_WHOLE = "--config.mesh.halves=False"  # all rows go through a block at once
 _128_CHIPS = ("--config.mesh.replica=1", "--config.mesh.data=8", "--config.mesh.model_chips=()")
 # 32 GiB on each of 4 chips: 4 rows at a time, and towers in 8 bits.
 _SMALLEST = (
@@ -27,15 +28,21 @@ _SMALLEST = (
 # By name of the row: the config, the topology, and options.
 ROWS: dict[str, tuple[str, ...]] = {
     "80b": _80B,
+    "80b, all rows": (*_80B, _WHOLE),
     "80b, groups of 8": ("configs/flamingo_80b.py:8way", "v4:8x12x16"),
-    "80b, 8x2x1": (*_80B, "--config.mesh.model_chips=8,2,1"),
-    "80b, 4x4x1": (*_80B, "--config.mesh.model_chips=4,4,1"),
-    "80b, 1x1x16": (*_80B, "--config.mesh.model_chips=1,1,16"),
+    "80b, groups of 8, all rows": ("configs/flamingo_80b.py:8way", "v4:8x12x16", _WHOLE),
+    "80b, 8x2x1": (*_80B, _WHOLE, "--config.mesh.model_chips=8,2,1"),
+    "80b, 4x4x1": (*_80B, _WHOLE, "--config.mesh.model_chips=4,4,1"),
+    "80b, 1x1x16": (*_80B, _WHOLE, "--config.mesh.model_chips=1,1,16"),
     "80b, m3w": (*_80B, _M3W),
     "80b, m3w, groups of 8": ("configs/flamingo_80b.py:8way", "v4:8x12x16", _M3W),
-    "80b, m3w, whole blocks recomputed": (*_80B, _M3W, "--config.model.lm.remat=full"),
+    "80b, m3w, all rows": (*_80B, _M3W, _WHOLE),
+    "80b, m3w, all rows, remat full": (*_80B, _M3W, _WHOLE, "--config.model.lm.remat=full"),
     "80b, m3w, no sequence parallelism": (*_80B, _M3W, "--config.mesh.sequence_parallel=False"),
-    "80b, m3w, a pool of 96": (*_80B, _M3W, "--config.data.datasets.m3w.pool=96"),
+    "80b, m3w, all rows, a pool of 96": (
+        *(*_80B, _M3W, _WHOLE),
+        "--config.data.datasets.m3w.pool=96",
+    ),
     "80b, m3w, two slices": (
         *(_80B[0], "v4:8x8x16", _M3W),
         *("--config.mesh.slices=2", "--config.mesh.replica=4"),
@@ -48,7 +55,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "3b, v4": ("configs/flamingo_3b.py", "v4:4x4x4", _M3W),
     "3b, v4, all": ("configs/flamingo_3b.py", "v4:4x4x4"),
-    "3b, v4, all, in turn": (
+    "3b, v4, all, one dataset per update": (
         *("configs/flamingo_3b.py", "v4:4x4x4"),
         "--config.mixing=round_robin",
     ),
