@@ -7,8 +7,8 @@ r"""Flamingo-80B on 1536 TPUv4 chips, as in the paper (paper, Tables 4 and 5, B.
             --config.towers.lm=gs://BUCKET/lm/export \
             --config.towers.vision=gs://BUCKET/vision/export
     EXPECTED
-        The plan (libtpu 0.0.42.1): 23.0 GiB per chip, 2.51 s per update, MFU 0.40; 14.5 days.
-        8way: 23.0 GiB per chip, 1.99 s per update, MFU 0.51; 11.5 days.
+        The plan (libtpu 0.0.42.1): 23.4 GiB per chip, 2.53 s per update, MFU 0.40; 14.6 days.
+        8way: 23.2 GiB per chip, 2.01 s per update, MFU 0.50; 11.6 days.
         Few-shot results equal the paper's (Table 1) only with its data, which are private.
 
 The argument is the directory of the tokenizer and of the records; or 8way[,DIRECTORY]: model groups
