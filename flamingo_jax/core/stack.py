@@ -50,11 +50,17 @@ def with_loops(loops: Loops) -> Iterator[None]:
             that the backward pass gets the activations as they are: a loop copies them into stacked
             arrays and out of them.
     """
-    token = _LOOPS.set(loops)
+    with _during(_LOOPS, loops):
+        yield
+
+
+@contextlib.contextmanager
+def _during(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _LOOPS.reset(token)
+        variable.reset(token)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -182,14 +188,12 @@ class Stack:
             x; the blocks have no outputs.
         """
 
-        def run(x: Any, own: Any) -> Any:
+        def run(x: Any) -> Any:
             for number, inputs, trained in _each_layer(own):
                 x, _ = self._once(self._own(weights, number, trained), x, inputs)
             return x
 
-        if is_unrolled(own):  # its numbers are no arrays
-            return self._kept(lambda x: run(x, own))(x)
-        return self._kept(run)(x, own)
+        return self._kept(run)(x)
 
     def numbers(self, weights: Any) -> Any:
         """Returns the numbers of the blocks, in the form of `weights`, to scan `layer_of`."""
@@ -202,10 +206,15 @@ class Stack:
     ) -> Callable[[], Any]:
         """Returns a function that takes the weights of one block; arguments as in `layer_of`."""
         index = lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False)
-        take = (
-            layer_slice if is_unrolled(weights) else lambda weights, _: jax.tree.map(index, weights)
-        )
-        return lambda: trees.merge(take(weights, number), trained or {})
+
+        def take() -> Any:
+            if is_unrolled(weights):
+                own = layer_slice(weights, number)
+            else:
+                own = jax.tree.map(index, weights)
+            return trees.merge(own, trained or {})
+
+        return take
 
     def _apply(self, weights: Callable[[], Any], x: Any, inputs: Any) -> tuple[Any, Any]:
         return self._kept(functools.partial(self._once, weights))(x, inputs)
@@ -267,11 +276,8 @@ def scan(
         in_loop = _IN_LOOP.get() or not (at_once or _num_layers(inputs) == 1)
 
         def step(x: Any, one: Any) -> tuple[Any, Any]:
-            token = _IN_LOOP.set(in_loop)
-            try:
+            with _during(_IN_LOOP, in_loop):
                 return function(x, one)
-            finally:
-                _IN_LOOP.reset(token)
 
         return jax.lax.scan(step, x, inputs, unroll=at_once)
     outputs = []

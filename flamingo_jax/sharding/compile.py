@@ -51,9 +51,7 @@ def shardings_of(
         spec = weight_spec(path, leaf.shape, axes[path], mesh)
         shardings[path] = whole = NamedSharding(mesh, spec)
         if isinstance(leaf, Int8Weight):
-            shape = leaf.scale.shape
-            own = [None if size == 1 else entry for size, entry in zip(shape, spec, strict=True)]
-            scale = NamedSharding(mesh, PartitionSpec(*own))
+            scale = NamedSharding(mesh, scale_spec(leaf, spec))
             shardings[path] = Int8Weight(whole, scale, leaf.dtype)
     return trees.unflatten(shardings)
 
@@ -88,6 +86,12 @@ def weight_spec(
             )
         entries.append(entry)
     return PartitionSpec(*entries)
+
+
+def scale_spec(w: Int8Weight, spec: PartitionSpec) -> PartitionSpec:
+    """Returns the mesh axes of the scales of a weight in 8 bits, which has `spec`."""
+    sizes = zip(w.scale.shape, spec, strict=True)
+    return PartitionSpec(*(None if size == 1 else entry for size, entry in sizes))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

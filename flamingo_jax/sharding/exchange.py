@@ -31,7 +31,7 @@ from jax.sharding import Mesh, PartitionSpec
 from flamingo_jax.core import axes as axes_lib
 from flamingo_jax.core.notation import Array, Float
 from flamingo_jax.core.precision import Int8Weight
-from flamingo_jax.sharding.compile import weight_spec
+from flamingo_jax.sharding.compile import scale_spec, weight_spec
 
 Multiply = Callable[[Array, Any], Array]
 Axes = tuple[str | None, ...]
@@ -200,9 +200,7 @@ def _summands(
     of_x = PartitionSpec(_BATCH, *before, *(entries[axis] for axis in contracted))
     of_w: Any = entries
     if isinstance(w, Int8Weight):
-        sizes = zip(w.scale.shape, entries, strict=True)
-        scale = PartitionSpec(*(None if size == 1 else entry for size, entry in sizes))
-        of_w = Int8Weight(entries, scale, w.dtype)
+        of_w = Int8Weight(entries, scale_spec(w, entries), w.dtype)
 
     def run(x: Array, w: Any) -> Array:
         with axes_lib.with_layout(None):
