@@ -390,6 +390,16 @@ def event(module: HloModule, computation: Computation, instruction: Instruction)
     return Event("overlap" if instruction.cycles else "sync", key, scope, inner, kind)
 
 
+def started(module: HloModule) -> frozenset[str]:
+    """Returns the keys of the asynchronous collectives, as in Event, that the program starts."""
+    events = (
+        event(module, computation, instruction)
+        for computation in module.computations.values()
+        for instruction in computation
+    )
+    return frozenset(found.key for found in events if found and found.role == "start")
+
+
 def _transfer(computation: Computation, instruction: Instruction) -> Event | None:
     """Returns the part of a transfer between slices: "send" starts it, "recv-done" waits for it."""
     role: Literal["start", "done"] = "start" if instruction.opcode == "send" else "done"

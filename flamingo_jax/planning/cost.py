@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from flamingo_jax.planning import hlo, matmul
+from flamingo_jax.planning import collectives, hlo, matmul
 from flamingo_jax.planning.collectives import Collective, Network, event
 from flamingo_jax.planning.topologies import Topology
 
@@ -176,6 +176,7 @@ class _Walk:
 
     def __init__(self, module: hlo.HloModule, network: Network, topology: Topology):
         self._module, self._network, self._topology = module, network, topology
+        self._started = collectives.started(module)
         self._costs: dict[str, Cost] = {}
         self._flops: dict[str, int] = {}
 
@@ -197,6 +198,8 @@ class _Walk:
                 if found.key in running:
                     now = _wait(now, *running.pop(found.key))
                 continue
+            if found and found.role == "overlap" and found.key in self._started - running.keys():
+                found = None  # it started before this loop, and counts there
             sent = None
             if found and found.key not in running:
                 sent = self._network.collective(found.scope, found.inner, found.kind)

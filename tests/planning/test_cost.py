@@ -194,6 +194,61 @@ def test_collectives_that_share_links_wait_for_each_other(small_slice):
     assert other_way.exposed_seconds == pytest.approx(SECONDS - 1e-6)
 
 
+# A gather that goes on in the fusions of a loop, as libtpu writes it for v5e: its start, these
+# fusions and its done have one channel.
+GATHER = """all-gather(%w), channel_id=7, replica_groups=[1,16]<=[16], dimensions={0}"""
+THROUGH_A_LOOP = f"""%started (w: bf16[64,1024]) -> bf16[1024,1024] {{
+  %w = bf16[64,1024]{{1,0}} parameter(0)
+  %g = bf16[1024,1024]{{1,0}} {GATHER}
+  ROOT %c = bf16[1024,1024]{{1,0}} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+%continued (w: bf16[64,1024]) -> bf16[8] {{
+  %w = bf16[64,1024]{{1,0}} parameter(0)
+  %g = bf16[1024,1024]{{1,0}} {GATHER}
+  ROOT %c = bf16[8]{{0}} bitcast(%g)
+}}
+%ended (w: bf16[64,1024]) -> bf16[1024,1024] {{
+  %w = bf16[64,1024]{{1,0}} parameter(0)
+  %g = bf16[1024,1024]{{1,0}} {GATHER}
+  ROOT %c = bf16[1024,1024]{{1,0}} custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}}
+%body (p: (s32[], bf16[64,1024])) -> (s32[], bf16[64,1024]) {{
+  %p = (s32[], bf16[64,1024]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %w = bf16[64,1024]{{1,0}} get-tuple-element(%p), index=1
+  %f = bf16[8]{{0}} fusion(%w), calls=%continued, backend_config={{"estimated_cycles":"1050"}}
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %t = (s32[], bf16[64,1024]) tuple(%next, %w)
+}}
+%condition (p: (s32[], bf16[64,1024])) -> pred[] {{
+  %p = (s32[], bf16[64,1024]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(TRIPS)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}}
+ENTRY %m (w: bf16[64,1024]) -> bf16[1024,1024] {{
+  %w = bf16[64,1024]{{1,0}} parameter(0)
+  %s = bf16[1024,1024]{{1,0}} fusion(%w), kind=kCustom, calls=%started
+  %zero = s32[] constant(0)
+  %both = (s32[], bf16[64,1024]) tuple(%zero, %w)
+  %loop = (s32[], bf16[64,1024]) while(%both), condition=%condition, body=%body
+  ROOT %d = bf16[1024,1024]{{1,0}} fusion(%w), kind=kCustom, calls=%ended
+}}
+"""
+
+
+@pytest.mark.parametrize("trips", [1, 2, 1000])
+def test_a_gather_that_goes_on_in_a_loop_is_one_gather(small_slice, trips):
+    text = THROUGH_A_LOOP.replace("TRIPS", str(trips))
+    found = cost.analyse(text, small_slice.mesh, small_slice.topology)
+    ((row, sums),) = found.rows.items()
+    assert (row.kind, row.overlapped, sums.count) == ("all-gather", True, 1)
+    assert sums.num_bytes == 15 * 64 * 1024 * 2
+    assert found.compute_seconds == pytest.approx(trips * 1e-6)
+    assert sums.exposed == pytest.approx(max(0.0, sums.seconds - trips * 1e-6))
+
+
 def test_matmul_faster_than_the_chip_is_implausible(small_slice):
     x = small_slice.abstract((4096, 4096))
     text = small_slice.compile(lambda a, b: a @ b, x, x).as_text()
