@@ -146,10 +146,10 @@ class Layout:
         part = zero.spec(axes, w.shape, self.mesh)
         w = _with_placed_gradient(w, NamedSharding(self.mesh, part))
         replicas = 1 if "replica" in self.apart else self.mesh.shape["replica"]
-        if "kernel" in axes or (replicas == 1 and self.mesh.shape["model"] > 1):
-            # Here each chip of the mesh has another part, or a part is some channels of a
-            # convolution. To form such a part directly, the compiler would gather the activations
-            # of the whole batch. So the gradient is first reduced to a whole over data, then cut.
+        if replicas == 1 and self.mesh.shape["model"] > 1:
+            # Here each chip of the mesh has another part. To form it directly, the compiler would
+            # gather the activations of the whole batch. So the gradient is first reduced to a whole
+            # over data, then cut.
             whole = weight_spec("", w.shape, axes, self.mesh)
             w = _with_placed_gradient(w, NamedSharding(self.mesh, whole))
         return w
