@@ -7,8 +7,7 @@ On 512 TPUv4 chips, as in the paper.
         launch/tpu_pod.sh train --name=NAME --mount=BUCKET:/data -- \
             --config=configs/contrastive_f6.py:/data --workdir=gs://BUCKET/vision
     EXPECTED
-        The plan (libtpu 0.0.42.1): 9.5 GiB per chip, 0.69 s per update, MFU 0.21; 9.6 days
-        (the times by the former, less strict rule of collectives).
+        The plan (libtpu 0.0.42.1): 9.4 GiB per chip, 0.67 s per update, MFU 0.22; 9.3 days.
         The paper, zero-shot (B.1.3, Table 9): ImageNet 77.9; Flickr30k R@1 89.3 image to text,
         79.5 text to image; COCO 65.9 and 48.0. Its data are private.
 

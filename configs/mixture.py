@@ -12,6 +12,21 @@ from flamingo_jax.data.config import DatasetConfig
 NAMES = ("m3w", "align", "ltip", "vtp")
 
 
+def scale_and_directory(argument: str, scale: int) -> tuple[int, str]:
+    """Returns the scale of the batches, and the directory, that the argument of a config states.
+
+    Args:
+        argument: DIRECTORY; or Nx or Nx,DIRECTORY for batches of N times the ablation's, as in
+            "4x,/data". The directory is /data if it is left out.
+        scale: that of an argument without Nx.
+    """
+    first, _, rest = argument.partition(",")
+    number = first.removesuffix("x")
+    if first.endswith("x") and number.isdecimal() and int(number):
+        return int(number), rest or "/data"
+    return scale, argument
+
+
 def datasets(directory: str, *, scale: int) -> dict[str, DatasetConfig]:
     """Returns the mixture.
 

@@ -55,6 +55,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "3b, v4": ("configs/flamingo_3b.py", "v4:4x4x4", _M3W),
     "3b, v4, all": ("configs/flamingo_3b.py", "v4:4x4x4"),
+    "3b, v4, all, 4x": ("configs/flamingo_3b.py:4x", "v4:4x4x4"),
     "3b, v4, all, one dataset per update": (
         *("configs/flamingo_3b.py", "v4:4x4x4"),
         "--config.mixing=round_robin",
@@ -68,6 +69,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "9b, v4": ("configs/flamingo_9b.py", "v4:4x4x4", _M3W, "--config.mesh.data=64"),
     "9b, v4, all": ("configs/flamingo_9b.py", "v4:4x4x8"),
+    "9b, v4, all, 4x": ("configs/flamingo_9b.py:4x", "v4:4x4x8"),
+    "9b, v4, all, 4x, int8": (
+        *("configs/flamingo_9b.py:4x", "v4:4x4x8"),
+        "--config.precision.frozen=int8",
+    ),
     "9b, v4, int8, 4 chips": ("configs/flamingo_9b.py", "v4:2x2x1", _M3W, *_SMALLEST),
     "9b, v5p": ("configs/flamingo_9b.py", "v5p:4x4x4", _M3W, "--config.mesh.data=64"),
     "9b, v5e": ("configs/flamingo_9b.py", "v5e:8x16", _M3W),

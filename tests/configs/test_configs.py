@@ -9,7 +9,7 @@ import typing
 import pytest
 from ml_collections import config_dict
 
-from configs import emoji, finetune, flamingo_80b, tiny
+from configs import emoji, finetune, flamingo_3b, flamingo_9b, flamingo_80b, tiny
 from data_pipelines import world
 from flamingo_jax.core import config as core_config
 from flamingo_jax.data.config import DatasetConfig
@@ -194,6 +194,24 @@ def test_batches_of_the_80b_are_twelve_times_the_ablations():
         "ltip": 6144,
         "vtp": 768,
     }
+
+
+@pytest.mark.parametrize(("config", "scale"), [(flamingo_3b, 1), (flamingo_9b, 2)])
+def test_batches_of_the_smaller_models_have_the_size_that_the_argument_says(config, scale):
+    def batches(argument):
+        return {
+            name: (dataset.batch_size, dataset.path)
+            for name, dataset in config.get_config(argument).data.datasets.items()
+        }
+
+    def expected(scale, directory):
+        sizes = {"m3w": 256, "align": 512, "ltip": 512, "vtp": 64}
+        return {name: (scale * size, f"{directory}/{name}") for name, size in sizes.items()}
+
+    assert batches("/records") == expected(scale, "/records")
+    assert batches("4x") == expected(4, "/data")
+    assert batches("12x,/records") == expected(12, "/records")
+    assert batches("0x") == expected(scale, "0x")  # a directory of this name
 
 
 @pytest.mark.parametrize("task", finetune.TASKS)
