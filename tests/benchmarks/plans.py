@@ -4,7 +4,7 @@ r"""Computes the tables of flamingo_jax/planning/README.md, one plan after the o
 
 Each row is a run of `python -m flamingo_jax.plan`, whose command is printed. Its JSON is kept in
 DIR; a row that is there is not computed again. It needs libtpu, and no TPU. A plan of the 80B with
-all datasets takes about 5 minutes on 2 calm CPU cores, and up to 11 GiB of memory; the others take
+all datasets takes about 5 minutes on 2 calm CPU cores, and up to 16 GiB of memory; the others take
 less.
 """
 
