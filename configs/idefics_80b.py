@@ -24,8 +24,8 @@ LLaMA-65B, CLIP-H/14, a cross-attention layer before every 4th block.
         python -m flamingo_jax.plan --config=configs/idefics_80b.py --topology=v4:4x8x8 \
             [--program=prefill|decode]
     EXPECTED
-        The plan says "fits" (libtpu 0.0.42.1): 14.2 GiB per chip for a batch of pairs; an MFU of
-        0.33 by the former, less strict rule of collectives.
+        The plan says "fits" (libtpu 0.0.42.1). With --datasets=laion: 14.2 GiB per chip and an MFU
+        of 0.30 for a batch of pairs; with --datasets=obelics 22.8 GiB and 0.31 for pages.
         On 16 chips (v4:2x2x4), prefill of 32 shots in 1,024 tokens takes 14.5 GiB per chip,
         decoding 12.7.
 
