@@ -61,7 +61,7 @@ def cube():
 def plan_program(run_program, tmp_path):
     """Runs flamingo_jax.plan as a program, whose memory is free at its end; returns its JSON.
 
-    The plan of the whole 80B takes more than 11 GiB.
+    The plan of the whole 80B takes up to 16 GiB.
     """
 
     def plan(name, topology, *flags, argument=""):
