@@ -188,8 +188,8 @@ def ws_conv(
         # A weight in 8 bits was standardised before it was rounded.
         if standardisation == "apply" and not isinstance(w, Int8Weight):
             w = standardise_weights(w, param("gain", (channels,), ("vision",), jnp.ones))
-            # Whole on each chip, once. Without this the compiler keeps parts, as ZeRO-1 cuts the
-            # gradient, and gathers them for each use.
+            # Whole on each chip, once, and so is its gradient, before ZeRO-1 cuts that of `w`.
+            # Without this the compiler keeps parts, and gathers them for each use.
             w = axes_lib.constrain(w, *axes)
         bias = param("bias", (channels,), ("vision",), jnp.zeros)
     y = convolve(x, w, stride=stride, groups=groups) + bias.astype(x.dtype)[None, None, None]

@@ -199,7 +199,7 @@ class _Walk:
                     now = _wait(now, *running.pop(found.key))
                 continue
             if found and found.role == "overlap" and found.key in self._started - running.keys():
-                found = None  # it started before this loop, and counts there
+                found = None  # the caller started it, and counts it
             sent = None
             if found and found.key not in running:
                 sent = self._network.collective(found.scope, found.inner, found.kind)

@@ -24,7 +24,7 @@ from flamingo_jax.planning import cost, topologies
 from flamingo_jax.sharding.layout import Layout
 from flamingo_jax.sharding.mesh import MeshConfig, make_mesh
 
-CHIPS, TOPOLOGY = 4, "v4:2x2x1"
+CHIPS, SLICE = 4, topologies.describe("v4:2x2x1")
 GROUP = 128  # channels
 # (side, channels, images, without groups, with gradients)
 CASES = (
@@ -35,11 +35,15 @@ CASES = (
 ENCODER = (8, 20, 44, 48)  # images
 
 
+def places() -> tuple[NamedSharding, NamedSharding]:
+    """Returns the shardings of arrays that are split over the chips, and that all chips have."""
+    mesh = make_mesh(MeshConfig(data=CHIPS), topologies.devices(SLICE))
+    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+
 def milliseconds(side: int, channels: int, images: int, whole: bool, gradients: bool) -> float:
     """Returns the estimate of one convolution; `whole`: without groups."""
-    slice_ = topologies.describe(TOPOLOGY)
-    mesh = make_mesh(MeshConfig(data=CHIPS), topologies.devices(slice_))
-    split, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    split, same = places()
     groups = 1 if whole else channels // GROUP
 
     def forward(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -54,19 +58,17 @@ def milliseconds(side: int, channels: int, images: int, whole: bool, gradients: 
     w = jax.ShapeDtypeStruct(weights, jnp.bfloat16, sharding=same)
     with topologies.uncached():
         compiled = jax.jit(both if gradients else forward).lower(x, w, *[x] * gradients).compile()
-    return 1000 * cost.analyse(compiled.as_text(), mesh, slice_).compute_seconds
+    return 1000 * cost.analyse(compiled.as_text(), split.mesh, SLICE).compute_seconds
 
 
 def encoder(images: int) -> cost.Cost:
     """Returns the cost of the forward pass of the frozen encoder, with folded weights."""
-    slice_ = topologies.describe(TOPOLOGY)
-    mesh = make_mesh(MeshConfig(data=CHIPS), topologies.devices(slice_))
-    split, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    split, same = places()
     config = dataclasses.replace(sizes.NFNETS["F6"], weight_standardisation="folded")
     network = hk.without_apply_rng(hk.transform(lambda x: NFNet(config)(x)))
 
     def forward(params: hk.Params, x: jax.Array) -> jax.Array:
-        with with_layout(Layout(mesh)):
+        with with_layout(Layout(split.mesh)):
             return network.apply(params, x)
 
     def placed(shape: tuple[int, ...], sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -78,7 +80,7 @@ def encoder(images: int) -> cost.Cost:
     x = placed((CHIPS * images, 320, 320, 3), split)
     with topologies.uncached():
         compiled = jax.jit(forward).lower(params, x).compile()
-    return cost.analyse(compiled.as_text(), mesh, slice_)
+    return cost.analyse(compiled.as_text(), split.mesh, SLICE)
 
 
 def main() -> None:
@@ -92,10 +94,9 @@ def main() -> None:
             f"{1000 * time / images:.1f} us an image",
             flush=True,
         )
-    peak = topologies.describe(TOPOLOGY).kind.peak_flops
     for images in ENCODER:
         found = encoder(images)
-        share = found.flops / (found.compute_seconds * peak)
+        share = found.flops / (found.compute_seconds * SLICE.kind.peak_flops)
         print(
             f"the encoder, {images} images: {1000 * found.compute_seconds:.1f} ms, "
             f"{1000 * found.compute_seconds / images:.2f} ms an image, {share:.2f} of the peak",

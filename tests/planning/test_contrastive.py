@@ -35,13 +35,13 @@ def compiled():
     described.mesh.update(replica=2, data=4)
     config, slice_ = from_dict(TrainConfig, described), topologies.describe("v4:2x2x2")
     mesh = make_mesh(config.mesh, topologies.devices(slice_))
-    lowered = program.train(config, mesh, {})
+    step = program.train(config, mesh, {})
     with topologies.uncached():
-        text = lowered.lowered.compile().as_text()
+        text = step.lowered.compile().as_text()
     moved: dict[str, int] = collections.Counter()
     for row, sums in cost.analyse(text, mesh, slice_).rows.items():
         moved[row.kind] += sums.num_bytes
-    return Compiled(text, lowered.parameters, moved)
+    return Compiled(text, step.parameters, moved)
 
 
 @pytest.mark.tpu_compiler
